@@ -1,0 +1,183 @@
+"""Writes `reasoning.jsonl`, and orders the choices of `truthfulness.jsonl`.
+
+    python -m enigma.tasks.generate          # rewrites both files; without a change of rule they stay the same bytes
+
+The reasoning items are questions of reasoning-gym with its own answers. The wrong choices are ours: what
+somebody gets who stops a step early, slips by one or mixes up two operands. Source of both files: our choice.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+SEED = 20251013
+PER_DATASET = 16
+CHOICES = 4
+
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+RELATIONS = [
+    ["father", "mother"], ["grandfather", "grandmother"], ["son", "daughter"], ["grandson", "granddaughter"],
+    ["brother", "sister"], ["husband", "wife"], ["uncle", "aunt"], ["nephew", "niece"],
+    ["father-in-law", "mother-in-law"], ["brother-in-law", "sister-in-law"],
+]  # fmt: skip
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers in `text`, in order."""
+    return [int(number) for number in re.findall(r"-?\d+", text)]
+
+
+def chain_sum(item: dict) -> Iterable[int]:
+    """The sum before the last term, one sign flipped, a column carried wrongly."""
+    terms = numbers(item["metadata"]["expression"].replace("- ", "-").replace("+ ", ""))
+    total = sum(terms)
+    return [total - terms[-1], *(total - 2 * term for term in terms[1:]), total + 10, total - 10, total + 1, total - 1]
+
+
+def products(item: dict) -> Iterable[int]:
+    """One factor off by one, the tens forgotten or carried twice."""
+    left, right = numbers(item["metadata"]["expression"])
+    product = left * right
+    return [left * (right - 1), (left + 1) * right, left * (right + 1), product + 10, product - 10, product + 100]
+
+
+def number_sequence(item: dict) -> Iterable[int]:
+    """The last step repeated, the last term doubled, a slip by one, the term after the next."""
+    *shown, answer = item["metadata"]["sequence"]
+    return [2 * shown[-1] - shown[-2], 2 * shown[-1], answer + 1, answer - 1, answer + shown[-1] - shown[-2]]
+
+
+def simple_equations(item: dict) -> Iterable[int]:
+    """Sign lost, slips by one and two, a coefficient taken for the answer."""
+    answer = int(item["answer"])
+    return [answer + 1, answer - 1, -answer, answer + 2, 2 * answer, *numbers(item["metadata"]["equation"])]
+
+
+def gcd(item: dict) -> Iterable[int]:
+    """A smaller common divisor, a multiple, a divisor of one number alone, the difference."""
+    a, b = item["metadata"]["numbers"]
+    answer = int(item["answer"])
+    divisors = [d for d in range(1, 100) if (a % d == 0) != (b % d == 0)]
+    common = [d for d in range(1, answer) if answer % d == 0]
+    return [*common[-2:], 2 * answer, *divisors[:2], 3 * answer, abs(a - b)]
+
+
+def letter_counting(item: dict) -> Iterable[int]:
+    """A letter overlooked, or counted twice."""
+    answer = int(item["answer"])
+    return [count for count in (answer - 1, answer + 1, answer + 2, answer - 2, answer + 3) if count >= 0]
+
+
+def leg_counting(item: dict) -> Iterable[int]:
+    """The animals instead of their legs, one animal or one pair of legs too many or too few."""
+    answer = int(item["answer"])
+    return [answer - 2, answer + 2, answer + 4, sum(item["metadata"]["animals"].values()), answer - 4, answer + 6]
+
+
+def aiw(item: dict) -> Iterable[int]:
+    """The girl herself forgotten, the two counts mixed up or added."""
+    answer = int(item["answer"])
+    given = numbers(item["question"])
+    return [*(n for n in given if n != answer), answer + 1, answer - 1, sum(given)]
+
+
+def gsm_symbolic(item: dict) -> Iterable[int]:
+    """Results of single steps of the worked solution, quantities of the question, slips by one."""
+    answer = int(item["answer"])
+    steps = [n for n in numbers(item["metadata"]["answer_cot"].replace(",", "")) if n > 1]
+    return [*reversed(steps), *numbers(item["question"]), answer + 1, answer - 1, answer + 10]
+
+
+def calendar_arithmetic(item: dict) -> Iterable[str]:
+    """The weekdays nearest to the right one."""
+    right = WEEKDAYS.index(item["answer"])
+    return [WEEKDAYS[(right + step) % 7] for step in (1, -1, 2, -2)]
+
+
+def family_relationships(item: dict) -> Iterable[str]:
+    """The same relation of the other sex, and the other relations of this sex."""
+    answer = item["answer"]
+    pair = next(pair for pair in RELATIONS if answer in pair)
+    column = pair.index(answer)
+    return [pair[1 - column], *(other[column] for other in RELATIONS if other != pair)]
+
+
+# reasoning-gym data set -> its settings, the near misses, and which of its questions are kept.
+DATASETS: dict[str, tuple[dict, Callable[[dict], Iterable], Callable[[dict], bool]]] = {
+    "chain_sum": ({"max_terms": 4, "max_digits": 2}, chain_sum, lambda item: True),
+    "products": ({"max_digits": 2}, products, lambda item: True),
+    "number_sequence": ({}, number_sequence, lambda item: abs(int(item["answer"])) < 1000),
+    "simple_equations": ({}, simple_equations, lambda item: True),
+    "gcd": ({"max_value": 200}, gcd, lambda item: int(item["answer"]) > 1),
+    "letter_counting": ({}, letter_counting, lambda item: item["answer"] != "0"),
+    "leg_counting": ({"max_animals": 4}, leg_counting, lambda item: True),
+    "aiw": ({}, aiw, lambda item: item["answer"].isdigit()),
+    "gsm_symbolic": ({}, gsm_symbolic, lambda item: item["answer"].isdigit() and len(item["question"]) < 400),
+    "calendar_arithmetic": ({}, calendar_arithmetic, lambda item: item["answer"] in WEEKDAYS),
+    "family_relationships": ({}, family_relationships, lambda item: True),
+}  # fmt: skip
+
+
+def reasoning_item(item: dict, source: str, candidates: Iterable) -> dict:
+    """One multiple-choice item: three of the first six near misses, and the answer, in an order drawn from the question.
+
+    Drawing among six keeps the answer from always being the choice in the middle.
+    """
+    answer, question = str(item["answer"]), item["question"].strip()
+    wrong = [text for text in dict.fromkeys(str(candidate) for candidate in candidates) if text != answer][:6]
+    rng = random.Random(f"{SEED}/{question}")
+    choices = [answer, *rng.sample(wrong, CHOICES - 1)]
+    rng.shuffle(choices)
+    return {"question": question, "choices": choices, "gold": choices.index(answer), "source": source}
+
+
+def reasoning() -> list[dict]:
+    """`PER_DATASET` items of every data set: question, four distinct choices, index of the right one, source."""
+    import reasoning_gym
+
+    rows = []
+    for name, (settings, near_misses, keep) in DATASETS.items():
+        pool = reasoning_gym.create_dataset(name, size=20 * PER_DATASET, seed=SEED, **settings)
+        questions: dict[str, dict] = {item["question"].strip(): item for item in pool if keep(item)}
+        rows += [reasoning_item(item, name, near_misses(item)) for item in list(questions.values())[:PER_DATASET]]
+    return rows
+
+
+def ordered(row: dict) -> dict:
+    """A truthfulness item with its choices in an order drawn from the question; mc1 is mc2 without the second right one.
+
+    `row` has the field layout of TruthfulQA's multiple-choice configuration.
+    """
+    labels = dict(zip(row["mc2_targets"]["choices"], row["mc2_targets"]["labels"], strict=True))
+    kept = set(row["mc1_targets"]["choices"])
+    choices = sorted(labels)
+    random.Random(f"{SEED}/{row['question']}").shuffle(choices)
+    single = [choice for choice in choices if choice in kept]
+    return {
+        "question": row["question"],
+        "mc1_targets": {"choices": single, "labels": [labels[choice] for choice in single]},
+        "mc2_targets": {"choices": choices, "labels": [labels[choice] for choice in choices]},
+    }
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def dump(rows: Iterable[dict]) -> str:
+    """JSONL text, one row a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    from enigma.results import atomic_write_text
+
+    truthfulness = FOLDER / "truthfulness.jsonl"
+    atomic_write_text(FOLDER / "reasoning.jsonl", dump(reasoning()))
+    atomic_write_text(truthfulness, dump(ordered(row) for row in read(truthfulness)))
