@@ -49,6 +49,7 @@ NOTEBOOK_OF = {
     "benchmarks": "03_benchmark",
     "benchmark_differences": "03_benchmark",
     "benchmark_items": "03_benchmark",
+    "benchmark_speed": "03_benchmark",
     "geometry": "04_geometry",
     "directions": "04_geometry",
     "steadiness": "05_report",
@@ -58,7 +59,7 @@ PACKAGES = (
     "numpy", "scipy", "pandas", "scikit-learn", "scikit-dimension", "POT", "torch", "transformers", "trl", "peft",
     "accelerate", "datasets", "lm-eval", "matplotlib", "seaborn", "pydantic",
 )  # fmt: skip
-CLAIM_COLUMNS = ("id", "claim", "measure", "value", "low", "high", "verdict", "paper", "note")
+CLAIM_COLUMNS = ("id", "claim", "measure", "value", "verdict", "paper", "note")
 PAPER_BIBTEX = """@article{seneque2025enigma,
   title         = {{ENIGMA}: The Geometry of Reasoning and Alignment in Large-Language Models},
   author        = {Seneque, Gareth and Ho, Lap-Hang and Saeedi, Nafise Erfanian and Molendijk, Jeffrey and
@@ -288,6 +289,20 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def claims_view(claims: pd.DataFrame) -> pd.DataFrame:
+    """The claims table for reading: the interval beside its value, no rule, no source."""
+    values = [interval_text(*row) for row in zip(claims["value"], claims["low"], claims["high"], strict=True)]
+    return claims.assign(value=values)[list(CLAIM_COLUMNS)].rename(columns={"value": "value [95% interval]"})
+
+
+def interval_text(value: float, low: float, high: float) -> str:
+    """"0.12 [0.05, 0.19]" with three significant digits, "0.12" without an interval, "not measured" for NaN."""
+    if math.isnan(value):
+        return "not measured"
+    number = f"{value:.3g}"
+    return number if math.isnan(low) or math.isnan(high) else f"{number} [{low:.3g}, {high:.3g}]"
+
+
 def _markdown_cell(value) -> str:
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else format_number(float(f"{value:.4g}"))
@@ -431,8 +446,7 @@ class Results:
     def _claims_lines(self) -> list[str]:
         if not self.has_table("claims"):
             return []
-        claims = self.read_table("claims")
-        shown = claims[[column for column in CLAIM_COLUMNS if column in claims.columns]]
+        shown = claims_view(self.read_table("claims"))
         return ["", "## Claims", "", markdown_table(shown).rstrip(), "", "[All columns](tables/claims.csv)"]
 
     def _entry(self, sidecar: Path) -> tuple[str, int, int, str, list[str]]:

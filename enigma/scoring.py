@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from enigma.rewards import reasoning_span
+
 
 @dataclass
 class Scores:
@@ -161,7 +163,7 @@ def _unwrap(model):
 
 
 def _head(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (R, S) in float32, row by row.
+    """Log-probabilities (R, S) in float32 (float64 where the model is), row by row.
 
     The float32 copy of the logits is the largest tensor of a step; it is made for one row at a time and made again in
     the backward pass instead of being kept.
@@ -177,7 +179,7 @@ def _head(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor
 
 
 def _token_logps(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    logits = logits.float()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     normaliser = torch.logsumexp(logits, dim=-1)
     logps = logits.gather(-1, labels[:, None])[:, 0] - normaliser
     if not entropy:
@@ -194,3 +196,23 @@ def _gather(values: Tensor, index: Tensor, mask: Tensor) -> Tensor:
     picked = values[rows, index.clamp(max=values.shape[1] - 1)]
     mask = mask.reshape(mask.shape + (1,) * (picked.ndim - mask.ndim))
     return picked.masked_fill(~mask, 0)
+
+
+def reasoning_tokens(tokenizer, ids: list[int]) -> int:
+    """How many tokens of a completion lie in its reasoning span, a prefix (see `enigma.rewards.reasoning_span`).
+
+    A token that reaches over the end of the span belongs to it. An unclosed span is the whole completion, with the
+    end-of-turn token.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    end = reasoning_span(text)[1]
+    if end >= len(text):
+        return len(ids)
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if len(tokenizer.decode(ids[:middle], skip_special_tokens=False)) < end:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -20,8 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
 from enigma.infonce import pointwise_mutual_information, symmetric_infonce
-from enigma.rewards import reasoning_span
-from enigma.scoring import completion_logprobs
+from enigma.scoring import completion_logprobs, reasoning_tokens
 from enigma.transport import sinkhorn_divergence
 
 # What this class relies on inside TRL. A test holds their signatures, so that a new release fails there.
@@ -182,7 +181,8 @@ class EnigmaTrainer(GRPOTrainer):
             else:
                 scored, context = self.model, use_adapter(model, "ref" if "ref" in model.peft_config else None)
             with context:
-                logps = self._own_logps(scored, *_prompts_and_completions(rollouts), entropy=False)[0]
+                width = rollouts["completion_ids"].shape[1]
+                logps, _ = self._own_logps(scored, *_prompts_and_completions(rollouts), width, entropy=False)
         else:
             logps = rollouts["ref_per_token_logps"]
         return {"reference_logps": logps, "reference_hidden": self._reference_hidden}
@@ -196,19 +196,17 @@ class EnigmaTrainer(GRPOTrainer):
         if self._scores is not None:
             return self._scores.logps, self._scores.entropy, None
         split = input_ids.shape[1] - logits_to_keep
-        logps, entropies = self._own_logps(
-            model,
-            _unpad(input_ids[:, :split], attention_mask[:, :split]),
-            _unpad(input_ids[:, split:], attention_mask[:, split:]),
-            compute_entropy,
-        )
+        prompts = _unpad(input_ids[:, :split], attention_mask[:, :split])
+        completions = _unpad(input_ids[:, split:], attention_mask[:, split:])
+        logps, entropies = self._own_logps(model, prompts, completions, logits_to_keep, compute_entropy)
         return logps, entropies, None
 
-    def _own_logps(self, model, prompts, completions, entropy) -> tuple[Tensor, Tensor | None]:
-        """Each completion under its own prompt alone, (B, T). Keeps the hidden states for `_reference`."""
-        scores, cells = own_scores(model, prompts, completions, tuple(self.args.ot_layers), entropy)
-        self._reference_hidden = scores.hidden[cells]
-        return scores.logps[cells], scores.entropy[cells] if entropy else None
+    def _own_logps(self, model, prompts, completions, width, entropy) -> tuple[Tensor, Tensor | None]:
+        """Each completion under its own prompt alone, (B, width). Keeps the hidden states for `_reference`."""
+        with self.accelerator.autocast():
+            scores, cells = own_scores(model, prompts, completions, tuple(self.args.ot_layers), entropy)
+        self._reference_hidden = _width(scores.hidden[cells], width)
+        return _width(scores.logps[cells], width), _width(scores.entropy[cells], width) if entropy else None
 
     # The loss.
 
@@ -295,7 +293,7 @@ class EnigmaTrainer(GRPOTrainer):
             keep = scores.mask[rows]
             policy, reference = hidden[rows][keep], inputs["reference_hidden"][rows][keep]
             chosen = _subsample(len(policy), args.ot_points, seed=args.seed + self.state.global_step)
-            policy, reference = policy[chosen].float(), reference[chosen].float()
+            policy, reference = policy[chosen], reference[chosen]
             values.append(
                 torch.stack(
                     [
@@ -415,26 +413,6 @@ def mean_logprob(logps: Tensor, mask: Tensor) -> Tensor:
     Source: METHOD.md section 4 (as the SAMI reference, arXiv 2404.14313).
     """
     return ((logps * mask).sum(-1) / mask.sum(-1).clamp(min=1)).T
-
-
-def reasoning_tokens(tokenizer, ids: list[int]) -> int:
-    """How many tokens of a completion lie in its reasoning span, a prefix (see `enigma.rewards.reasoning_span`).
-
-    A token that reaches over the end of the span belongs to it. An unclosed span is the whole completion, with the
-    end-of-turn token.
-    """
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    end = reasoning_span(text)[1]
-    if end >= len(text):
-        return len(ids)
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        if len(tokenizer.decode(ids[:middle], skip_special_tokens=False)) < end:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 class MatchedSampler(Sampler):

@@ -1,0 +1,62 @@
+# make reproduce   set up, run the five notebooks on a profile, write results/$(PROFILE)/
+# make test        set up, lint, test
+# make setup       only the environment in .venv
+# make smoke       every stage on a tiny random model, minutes
+# make lab         JupyterLab on the notebooks
+# make bench       measure the trainer, write benchmarks/
+# make clean       remove the environment and what tools left behind; results stay
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := reproduce
+
+PROFILE ?= cpu
+PYTHON ?= python3
+# Without an NVIDIA GPU, torch is taken from PyTorch's own index of CPU builds, so that no CUDA package is downloaded.
+# Where that index does not answer within 3 seconds, or with TORCH_INDEX= (empty), pip's usual sources are used:
+# there the Linux build brings CUDA packages of several GB, unless a mirror or PIP_FIND_LINKS offers a CPU build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-done
+
+.PHONY: reproduce setup test smoke lab bench clean
+
+reproduce: setup
+	$(RUN) -m enigma run $(PROFILE)
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$$($(PYTHON) --version) is too old; expected Python 3.11 or newer; use make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@torch=$$(grep '^torch==' requirements.lock); \
+	if [[ -n "$(TORCH_INDEX)" ]] && ! command -v nvidia-smi >/dev/null && $(RUN) -c \
+	  'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=3)' "$(TORCH_INDEX)/torch/" 2>/dev/null; then \
+	  echo "$$torch from $(TORCH_INDEX)"; \
+	  $(RUN) -m pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" "$$torch"; \
+	else \
+	  echo "$$torch from pip's usual sources"; \
+	fi
+	$(RUN) -m pip install --quiet -r requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+smoke: setup
+	$(RUN) -m enigma run smoke
+
+lab: setup
+	$(RUN) -m jupyter lab notebooks
+
+bench: setup
+	$(RUN) -m benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

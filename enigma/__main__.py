@@ -1,0 +1,110 @@
+"""Command line: `python -m enigma check|run|fetch`.
+
+A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from enigma.errors import InputError
+
+
+def check(args: argparse.Namespace) -> None:
+    """Validate a profile and its principles, and print what they amount to."""
+    from enigma.principles import load_pool
+    from enigma.profile import load_profile, sizes
+
+    profile = load_profile(args.profile)
+    pool = load_pool(profile.principles.pool)
+    if 2 * profile.principles.set_size > len(pool):
+        raise InputError(f"{args.profile}: principles.set_size: found {profile.principles.set_size}; expected at most "
+                         f"half of the pool's {len(pool)} principles, for a high and a low set")
+    print(f"{profile.name} ({profile.hash}): {profile.description}")
+    for label, value in _size_rows(sizes(profile, len(pool)), profile):
+        print(f"  {label:<34}{value}")
+    if profile.model.source == "hub":
+        print(f"  fetched from the hub on the first run: {profile.model.id} at {profile.model.revision[:12]}")
+
+
+def _size_rows(size, profile) -> list[tuple[str, str]]:
+    def estimate(value: float | None, unit: str, digits: int = 1) -> str:
+        return "not known for this model" if value is None else f"about {value:,.{digits}f} {unit}"
+
+    hours = size.minutes is not None and size.minutes >= 300
+    time = estimate(size.minutes / 60, "hours", 0) if hours else estimate(size.minutes, "minutes", 0)
+    arms, seeds = len(profile.arms), len(profile.seeds.runs)
+    return [
+        ("runs (arms x seeds)", f"{size.runs} ({arms} x {seeds})"),
+        ("training steps in all", f"{size.total_steps:,}"),
+        ("completions per step", f"{size.completions_per_step:,}"),
+        ("tokens per step, at most", f"{size.tokens_per_step:,}"),
+        ("training tokens in all, at most", f"{size.total_tokens:,}"),
+        ("stage 1 completions", f"{size.selection_completions:,}"),
+        ("benchmark items, all models", f"{size.benchmark_items:,}"),
+        ("time on 2 CPU cores", time),
+        ("peak memory", estimate(size.memory_gb, "GB")),
+        ("disk (model cache and runs)", estimate(size.disk_gb, "GB")),
+    ]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the notebooks on a profile."""
+    from enigma import pipeline
+
+    try:
+        print(pipeline.run(args.profile, args.results, first=args.first))
+    except pipeline.StageFailed as error:
+        return _refuse(args, error, 1)
+    return 0
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Download and convert the embedded model into the cache, and print where it is."""
+    from enigma.assets import embedded_folder
+
+    print(embedded_folder())
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(prog="python -m enigma", description="A reproducible companion to the ENIGMA paper.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(function, help_text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(function.__name__, parents=[common], help=help_text, description=function.__doc__)
+        command.set_defaults(function=function)
+        return command
+
+    add(check, "validate a profile and show its sizes").add_argument("profile", help="a name or a path to a YAML file")
+    command = add(run, "run the five notebooks on a profile")
+    command.add_argument("profile", help="a name or a path to a YAML file")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
+    command.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage, for example 03_benchmark")
+    add(fetch, "put the embedded model into the cache")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a stage failed, 2 bad input, 130 interrupted."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.function(args) or 0
+    except InputError as error:
+        return _refuse(args, error, 2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def _refuse(args: argparse.Namespace, error: Exception, status: int) -> int:
+    if args.debug:
+        raise error
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

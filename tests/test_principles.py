@@ -1,0 +1,150 @@
+"""The built-in pool's promises, and every refusal of a faulty file: with file, entry and reason."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enigma.errors import InputError
+from enigma.principles import Principle, load_pool
+from enigma.text import find_unsafe
+
+EXAMPLE = Path(__file__).parent / "examples" / "my_principles.yaml"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content) -> Path:
+        path = tmp_path / "pool.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def entries(*values) -> str:
+    return yaml.safe_dump({"principles": list(values)}, allow_unicode=True)
+
+
+def test_default_pool_keeps_its_promises():
+    pool = load_pool("default")
+    assert len(pool) >= 16
+    assert len({p.family for p in pool}) >= 6
+    for p in pool:
+        words, opposite = len(p.text.split()), len(p.antithesis.split())
+        assert 8 <= words <= 25 and 8 <= opposite <= 25, p.name
+        assert abs(words - opposite) <= 3, f"{p.name}: length would tell the principle from its antithesis"
+        assert p.text.count(".") == 1 and p.text.endswith("."), f"{p.name}: one sentence"
+        assert p.source.startswith("written for this project; in the spirit of "), p.name
+    texts = [text.casefold() for p in pool for text in (p.text, p.antithesis)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_example_of_a_users_file():
+    pool = load_pool(EXAMPLE)
+    assert load_pool(str(EXAMPLE)) == pool
+    assert 3 <= len(pool) <= 4
+    assert pool[-1] == Principle("thank-the-person", "Begin by thanking the person for the question.")
+
+
+def test_whitespace_and_byte_order_mark(write):
+    path = write(
+        b"\xef\xbb\xbfprinciples:\r\n- name: a\r\n  text: |\r\n    Be  brief\r\n    always.\r\n  antithesis:\r\n"
+    )
+    assert load_pool(path) == [Principle("a", "Be brief always.")]
+
+
+GOOD = {"name": "good", "text": "Be brief."}
+
+FAULTS = {
+    "not a mapping": ("- a\n- b\n", ["a list", "principles:"]),
+    "empty file": ("", ["nothing"]),
+    "no list": ("principles: 3\n", ["a number"]),
+    "empty list": ("principles: []\n", ["empty"]),
+    "unknown top key": ("principle: []\n", ["'principle'"]),
+    "entry not a mapping": (entries(GOOD, "Be kind."), ["entry 2", "a string"]),
+    "unknown key": (entries({**GOOD, "anti_thesis": "Be long."}), ["entry 1", "'good'", "'anti_thesis'"]),
+    "number as key": (entries({**GOOD, 3: "x"}), ["entry 1", "a number"]),
+    "missing name": (entries({"text": "Be brief."}), ["entry 1", "name: missing"]),
+    "missing text": (entries({"name": "a"}), ["entry 1 ('a')", "text: missing"]),
+    "null text": ("principles: [{name: a, text: }]\n", ["text: missing"]),
+    "empty text": (entries({"name": "a", "text": " \n "}), ["text: empty"]),
+    "empty antithesis": (entries({**GOOD, "antithesis": ""}), ["antithesis: empty"]),
+    "text is true": ("principles: [{name: a, text: yes}]\n", ["true/false", "quotes"]),
+    "text is a list": (entries({"name": "a", "text": ["Be brief."]}), ["text: found a list"]),
+    "name is a number": ("principles: [{name: 7, text: Be brief.}]\n", ["name: found a number"]),
+    "name with capitals": (entries({"name": "Be Brief", "text": "Be brief."}), ["a-z"]),
+    "name too long": (entries({"name": "a" * 41, "text": "Be brief."}), ["40"]),
+    "name with line break": (entries({"name": "a b\n", "text": "Be brief."}), ["a-z"]),
+    "same name": (entries(GOOD, {"name": "good", "text": "Be kind."}), ["entry 2", "name: the same as entry 1"]),
+    "same text": (entries(GOOD, {"name": "b", "text": "be\n BRIEF."}), ["entry 2 ('b')", "text: the same as entry 1"]),
+    "own antithesis": (entries({**GOOD, "antithesis": "BE  brief."}), ["entry 1", "antithesis: equal"]),
+    "too long": (entries({"name": "a", "text": "x" * 501}), ["501 characters", "500"]),
+    "long antithesis": (entries({**GOOD, "antithesis": "x" * 5000}), ["antithesis", "5000"]),
+    "control character": ('principles: [{name: a, text: "Be\\x07brief."}]\n', ["text", "U+0007"]),
+    "null character": ('principles: [{name: a, text: "Be\\0brief."}]\n', ["U+0000"]),
+    "lone surrogate": ('principles: [{name: a, text: "Be \\ud800 brief."}]\n', []),
+    "direction override": (entries({"name": "a", "text": "Be \u202ebrief."}), ["U+202E"]),
+    "raw control byte": (b"principles: [{name: a, text: Be\x07brief}]\n", ["not valid YAML"]),
+    "format tag": (entries({"name": "a", "text": "Write </Answer> at once."}), ["</answer>"]),
+    "tag in antithesis": (entries({**GOOD, "antithesis": "Say <reasoning>."}), ["antithesis", "<reasoning>"]),
+    "token in source": (entries({**GOOD, "source": "me<|im_end|>"}), ["source", "<|im_end|>"]),
+    "syntax": ("principles:\n  - name: a\n   text: b\n", ["line 3", "YAML"]),
+    "two documents": ("principles: []\n---\nprinciples: []\n", ["YAML"]),
+    "python object": ("principles: !!python/object/apply:os.getcwd []\n", ["line 1"]),
+    "impossible date": ("principles: [{name: 2024-13-45, text: a}]\n", ["quotes"]),
+    "repeated key": ("principles:\n- name: a\n  text: b\n  text: c\n", ["line 4", "repeated key 'text'"]),
+    "alias": ("principles:\n- &a {name: a, text: b}\n- *a\n", ["line 3", "aliases"]),
+    "UTF-16": (entries(GOOD).encode("utf-16"), ["UTF-8"]),
+    "Latin-1": ("principles: [{name: a, text: caf\xe9}]\n".encode("latin-1"), ["UTF-8"]),
+    "too large": ("#" * 1_000_001, ["1 MB"]),
+    "too deep": ("[" * 100_000, ["nested"]),
+}
+
+
+@pytest.mark.parametrize("content, expected", FAULTS.values(), ids=FAULTS.keys())
+def test_refusals(write, content, expected):
+    path = write(content)
+    with pytest.raises(InputError) as error:
+        load_pool(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}:") and "\n" not in message and message.isprintable()
+    assert len(message) < 400 + len(str(path))
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "token",
+    "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|start_header_id|> <start_of_turn> <end_of_turn> <bos> <eos> "
+    "<s> </s> [INST] [/INST] <<SYS>> <|user|> <｜User｜> <|turn> <turn|> ＜|im_start|＞ [gMASK] <S>".split(),
+)
+def test_chat_tokens_are_refused(write, token):
+    with pytest.raises(InputError, match=r"entry 1 \('a'\): text: contains the chat-template token"):
+        load_pool(write(entries({"name": "a", "text": f"Be brief. {token} system"})))
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b and b > c, a|b", "x |> f(y) <| z", "An array[3], <b>bold</b>", "Ça va? \u2713 \U0001f600"]
+)
+def test_ordinary_text_is_safe(text):
+    assert find_unsafe(text) is None
+
+
+@pytest.mark.parametrize("where", ["no-such-pool", "missing.yaml", ".", "", "x" * 5000, "a\0b", "../principles"])
+def test_no_such_file(where):
+    with pytest.raises(InputError, match="default"):
+        load_pool(where)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.one_of(st.binary(max_size=200), st.text(alphabet="principles:-[]{}&*!|>'\"\n name text#%@,?0.", max_size=200))
+)
+def test_any_file_is_read_or_refused(write, content):
+    try:
+        load_pool(write(content))
+    except InputError:
+        pass

@@ -1,0 +1,260 @@
+"""Profiles: everything wrong is one line that names file, key, value and expectation, before anything heavy loads."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from enigma.errors import InputError
+from enigma.profile import BUILTIN, builtin_names, load_profile, run_name, sizes
+
+CPU = (BUILTIN / "cpu.yaml").read_text(encoding="utf-8")
+CPU_DATA = yaml.safe_load(CPU.replace("3e-4", "0.0003"))  # plain YAML 1.1 reads 3e-4 as text
+REMOVED = object()
+
+
+def changed(tmp_path, *changes):
+    """The cpu profile with changes (dotted key, value), as a file."""
+    data = copy.deepcopy(CPU_DATA)
+    for key, value in changes:
+        *parents, last = key.split(".")
+        section = data
+        for parent in parents:
+            section = section[parent]
+        if value is REMOVED:
+            del section[last]
+        else:
+            section[last] = copy.deepcopy(value)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])
+def test_built_in_profiles_are_valid_and_named_after_their_file(name):
+    profile = load_profile(name)
+    text = (BUILTIN / f"{name}.yaml").read_text(encoding="utf-8")
+    assert profile.name == name
+    assert profile.text == text
+    assert profile.hash == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_no_other_built_in_profile():
+    assert builtin_names() == ["cpu", "gpu", "paper", "smoke"]
+
+
+def test_arms_as_the_method_defines_them():
+    cpu, gpu = load_profile("cpu"), load_profile("gpu")
+    assert list(cpu.arms) == ["grpo", "enigma_high", "enigma_low"]
+    assert list(gpu.arms) == ["grpo", "grpo_sami", "grpo_ot", "enigma_high", "enigma_low"]
+    assert (cpu.arms["grpo"].set, cpu.arms["grpo"].lambda_sami, cpu.arms["grpo"].lambda_ot) == ("high", 0, 0)
+    assert load_profile("paper").arms == gpu.arms
+    assert gpu.runs()[:4] == [("grpo", 0), ("grpo", 1), ("grpo", 2), ("grpo_sami", 0)]
+    assert run_name("grpo", 0) == "grpo-s0"
+
+
+def test_importing_and_loading_loads_no_model_library():
+    code = (
+        "import sys; from enigma.profile import load_profile; load_profile('paper');"
+        "print([m for m in ('torch', 'transformers', 'trl', 'lm_eval', 'datasets', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_number_without_a_point_before_its_exponent_is_a_number():
+    assert load_profile("cpu").trainer.learning_rate == pytest.approx(0.0003)
+
+
+# key changed, new value, what the message must say besides the file and the key
+WRONG = [
+    ("trainer.max_steps", "24", "integer"),
+    ("trainer.max_steps", 0, "greater than or equal to 1"),
+    ("trainer.max_steps", True, "integer"),
+    ("trainer.max_steps", 2.5, "integer"),
+    ("trainer.max_steps", None, "integer"),
+    ("trainer.max_steps", REMOVED, "missing"),
+    ("trainer.learning_rate", "fast", "number"),
+    ("trainer.learning_rate", 0.0, "greater than 0"),
+    ("trainer.learning_rate", float("nan"), "finite"),
+    ("trainer.learning_rate", float("inf"), "finite"),
+    ("trainer.num_generations", 1, "greater than or equal to 2"),
+    ("trainer.beta", -0.1, "greater than or equal to 0"),
+    ("trainer.sami_span", "answer", "'completion' or 'reasoning'"),
+    ("trainer.ot_layers", [], "at least 1 item"),
+    ("trainer.ot_layers", [-1, -1], "each value once"),
+    ("trainer.ot_epsilon", 0, "greater than 0"),
+    ("trainer.zero_spread", "ignore", "'error' or 'report'"),
+    ("trainer.lora.dropout", 1.0, "less than 1"),
+    ("trainer.lora.target_modules", [], "at least 1 item"),
+    ("trainer.lora", 16, "a valid dictionary"),
+    ("trainer.per_device_train_batch_size", 12, "2 x 4 = 8"),
+    ("trainer.num_principles", 0, "greater than or equal to 1"),
+    ("model", REMOVED, "missing"),
+    ("model.source", "web", "'embedded', 'random', 'hub' or 'local'"),
+    ("model.dtype", "float16", "'float32' or 'bfloat16'"),
+    ("model.id", "some/model", "null where model.source is embedded"),
+    ("model.revision", "main", "[0-9a-f]{40}"),
+    ("prompts.placement", "user", "'system', 'question' or 'restated'"),
+    ("prompts.demonstration", "yes", "boolean"),
+    ("questions.path", "questions.jsonl", "null where questions.source is builtin"),
+    ("principles.set_size", 1, "greater than or equal to 2"),
+    ("principles.pool", "nowhere.yaml", "does not exist"),
+    ("sufficiency.questions", 1, "greater than or equal to 2"),
+    ("sufficiency.contrast", "none", "'others', 'antithesis' or 'both'"),
+    ("arms", {}, "at least 1 item"),
+    ("arms", [], "a valid dictionary"),
+    ("arms.Base!", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "[a-z0-9_]"),
+    ("arms.base", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "another name"),
+    ("arms.grpo.set", "middle", "'high' or 'low'"),
+    ("arms.grpo.lambda_sami", -1.0, "greater than or equal to 0"),
+    ("arms.grpo.lambda_smai", 0.1, "did you mean lambda_sami?"),
+    ("benchmarks.tasks", [], "at least 1 item"),
+    ("benchmarks.tasks", ["gsm8k", "gsm8k"], "each value once"),
+    ("benchmarks.limit", 0, "greater than or equal to 1"),
+    ("geometry.permutations", 5, "greater than or equal to 19"),
+    ("geometry.subspace", 32, "less than geometry.prompts"),
+    ("seeds.runs", [], "at least 1 item"),
+    ("seeds.runs", [0, 0], "each value once"),
+    ("seeds.data", -1, "greater than or equal to 0"),
+    ("name", "../cpu", "text that matches"),
+    ("name", "CPU profile", "text that matches"),
+    ("trainer.max_step", 3, "did you mean max_steps?"),
+    ("trainer.lora.rank", 3, "unknown key"),
+    ("seed", 3, "unknown key"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), WRONG, ids=[f"{key}={value!r}"[:60] for key, value, _ in WRONG])
+def test_one_wrong_value_is_one_line_with_file_key_and_expectation(tmp_path, key, value, expected):
+    path = changed(tmp_path, (key, value))
+    with pytest.raises(InputError) as caught:
+        load_profile(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: {key}")
+    assert expected in message
+    if value is not REMOVED and not isinstance(value, dict | list | str):
+        assert ("null" if value is None else repr(value)) in message
+
+
+HUB = {"source": "hub", "id": "some/model", "revision": "a" * 40, "dtype": "float32"}
+RANDOM = {"source": "random", "dtype": "float32", "config": {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2}}  # fmt: skip
+QUESTIONS = {"source": "hub", "dataset": "some/data", "revision": "b" * 40, "split": "train", "column": "question"}
+
+IMPOSSIBLE = [
+    ([("model", HUB | {"revision": None})], "model.revision", "40-character commit hash"),
+    ([("model", HUB | {"revision": "A" * 40})], "model.revision", "[0-9a-f]{40}"),
+    ([("model", HUB | {"id": None})], "model.id", "where model.source is hub"),
+    ([("model", HUB | {"config": RANDOM["config"]})], "model.config", "null where model.source is hub"),
+    ([("model", {"source": "local", "dtype": "float32"})], "model.id", "where model.source is local"),
+    ([("model", {"source": "local", "id": "nowhere", "dtype": "float32"})], "model.id", "does not exist"),
+    ([("model", {"source": "random", "dtype": "float32"})], "model.config", "where model.source is random"),
+    ([("model", RANDOM), ("model.config.num_key_value_heads", 3)], "model.config.num_attention_heads", "multiple"),
+    ([("model", RANDOM), ("model.config.hidden_size", 66)], "model.config.hidden_size", "multiple of 2 x"),
+    ([("model", RANDOM), ("trainer.ot_layers", [7])], "trainer.ot_layers", "between -3 and 2"),
+    ([("questions", {"source": "jsonl"})], "questions.path", "where questions.source is jsonl"),
+    ([("questions", {"source": "jsonl", "path": "nowhere.jsonl"})], "questions.path", "does not exist"),
+    ([("questions", QUESTIONS | {"revision": None})], "questions.revision", "40-character commit hash"),
+    ([("questions", QUESTIONS | {"column": None})], "questions.column", "where questions.source is hub"),
+    ([("principles.set_size", 2), ("trainer.num_principles", 4)], "trainer.num_principles", "at most principles.set_size"),
+    ([("trainer.num_principles", 1)], "trainer.num_principles", "arm enigma_high"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "expected"), IMPOSSIBLE, ids=[key for _, key, _ in IMPOSSIBLE])
+def test_impossible_combinations(tmp_path, changes, key, expected):
+    path = changed(tmp_path, *changes)
+    with pytest.raises(InputError) as caught:
+        load_profile(path)
+    assert str(caught.value).startswith(f"{path}: {key}: found ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [[("model", HUB)], [("model", RANDOM)], [("questions", QUESTIONS)],
+                                     [("trainer.num_principles", 1), ("arms", {"grpo": {
+                                         "set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}})]])  # fmt: skip
+def test_the_same_sections_are_accepted_when_complete(tmp_path, changes):
+    assert load_profile(changed(tmp_path, *changes)).name == "cpu"
+
+
+TEXTS = [
+    ("trainer: {max_steps: 3\n", "line "),
+    (CPU + "\nname: twice\n", "key 'name' is given twice"),
+    (CPU.replace("  beta: 0.0", "  beta: 0.0\n  beta: 0.1"), "key 'beta' is given twice"),
+    (CPU.replace("  beta: 0.0", "\tbeta: 0.0"), "line "),
+    (CPU.replace("  beta: 0.0", "  1: 0.0"), "key 1 is not text"),
+    ("- a\n- b\n", "expected a mapping"),
+    ("", "expected a mapping"),
+    ("just text", "expected a mapping"),
+    ("name: !!python/object/apply:os.system ['true']\n", "line 1"),
+    ("name: *nowhere\n", "line 1"),
+    ("name: \x00\n", "valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS, ids=range(len(TEXTS)))
+def test_broken_yaml_is_one_line(tmp_path, text, expected):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_profile(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path):
+    with pytest.raises(InputError, match="expected one of cpu, gpu, paper, smoke"):
+        load_profile("cpux")
+    with pytest.raises(InputError, match="no such file"):
+        load_profile(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(InputError, match="byte 6 is not UTF-8"):
+        load_profile(binary)
+
+
+def test_several_errors_are_counted_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"\(and 1 more\)$"):
+        load_profile(changed(tmp_path, ("trainer.max_steps", 0), ("trainer.beta", -1)))
+
+
+def test_relative_paths_are_taken_from_the_profiles_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pool.yaml").write_text("principles: []\n")
+    path = changed(tmp_path / "mine", ("principles.pool", "pool.yaml"))
+    monkeypatch.chdir(tmp_path)
+    assert load_profile("mine/mine.yaml").principles.pool == str(tmp_path / "mine" / "pool.yaml")
+    assert load_profile("cpu").principles.pool == "default"
+    assert path.is_file()
+
+
+def test_a_loaded_profile_does_not_change():
+    profile = load_profile("cpu")
+    with pytest.raises(ValueError, match="frozen"):
+        profile.trainer.max_steps = 5
+
+
+def test_sizes_by_hand():
+    size = sizes(load_profile("cpu"), pool_size=16)
+    assert (size.runs, size.total_steps) == (3, 3 * 24)
+    assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
+    assert size.total_tokens == 3 * 24 * 16 * 48
+    assert size.selection_completions == 16 * 24
+    gpu = sizes(load_profile("gpu"), pool_size=16)
+    assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (15, 64 * 128, 15 * 150)
+    assert sizes(load_profile("smoke"), 16).minutes < size.minutes < gpu.minutes
+
+
+def test_estimates_of_an_unknown_hub_model_are_not_invented(tmp_path):
+    size = sizes(load_profile(changed(tmp_path, ("model", HUB))), 16)
+    assert size.parameters is size.minutes is size.memory_gb is size.disk_gb is None

@@ -1,0 +1,266 @@
+"""Questions: the built-in set's promises, disjoint roles, seeded order, and every refusal."""
+
+import json
+import os
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import enigma
+from enigma.errors import InputError
+from enigma.questions import ROLES, load_questions
+from enigma.text import find_unsafe, normalise
+
+PACKAGE = Path(enigma.__file__).parent
+LINES = [json.loads(line) for line in (PACKAGE / "data" / "questions.jsonl").read_text().splitlines()]
+
+
+def spec(source="builtin", **values):
+    fields = dict(source=source, path=None, dataset=None, revision=None, column=None, split=None, rows=None)
+    return SimpleNamespace(**{**fields, **values})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content) -> SimpleNamespace:
+        path = tmp_path / "questions.jsonl"
+        if isinstance(content, list):
+            content = "\n".join(json.dumps(line) for line in content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return spec("jsonl", path=str(path))
+
+    return write
+
+
+def plain(number):
+    return [{"question": f"What is question {i} about?"} for i in range(number)]
+
+
+# The built-in questions
+
+
+def test_built_in_set_keeps_its_promises():
+    assert Counter(line["role"] for line in LINES) == {"train": 112, "select": 48, "heldout": 48}
+    assert [line["id"] for line in LINES] == [f"q{i:03d}" for i in range(1, 209)]
+    assert len({normalise(line["question"]) for line in LINES}) == 208
+    topics = {role: {line["topic"] for line in LINES if line["role"] == role} for role in ROLES}
+    assert topics["train"] == topics["select"] == topics["heldout"] and len(topics["train"]) == 16
+    for line in LINES:
+        assert set(line) == {"id", "question", "role", "topic"}
+        assert 6 <= len(line["question"].split()) <= 25 and line["question"].endswith("?"), line["id"]
+        assert find_unsafe(line["question"]) is None
+
+
+def strings(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from strings(item)
+
+
+def bare(text):
+    """Words alone: a copied question is found whatever its punctuation."""
+    return " " + " ".join(re.findall(r"[^\W_]+", normalise(text))) + " "
+
+
+def assert_absent(path):
+    whole = "\n".join(bare(text) for line in path.read_text("utf-8").splitlines() for text in strings(json.loads(line)))
+    assert len(whole) > 1000, f"{path}: nothing to compare with"
+    copied = [line["question"] for line in LINES if bare(line["question"]) in whole]
+    assert not copied, f"{path} holds {copied}"
+
+
+def test_no_question_occurs_in_the_evaluation_items():
+    paths = sorted((PACKAGE / "tasks").rglob("*.jsonl"))
+    assert paths, "no evaluation items: the check would pass whatever the questions are"
+    for path in paths:
+        assert_absent(path)
+
+
+@pytest.mark.parametrize("file", ["truthfulqa/multiple_choice.jsonl", "gsm8k/test.jsonl"])
+def test_no_question_occurs_in_public_evaluation_sets(file):
+    if not os.environ.get("ENIGMA_DATA"):
+        pytest.skip("ENIGMA_DATA names no folder of evaluation data")
+    path = Path(os.environ["ENIGMA_DATA"]) / file
+    if not path.is_file():
+        pytest.skip(f"ENIGMA_DATA holds no {file}")
+    assert_absent(path)
+
+
+def test_the_check_for_copies_can_fail(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps({"q": ["x" * 1000, f"Say: {LINES[0]['question'].upper()} now"]}))
+    with pytest.raises(AssertionError, match="refrigerator"):
+        assert_absent(path)
+
+
+# Roles, order, counts
+
+
+def test_roles_are_disjoint_and_seeded():
+    sets = {role: set(load_questions(spec(), role, 48, seed)) for seed, role in enumerate(ROLES)}
+    for a, b in combinations(ROLES, 2):
+        assert not sets[a] & sets[b]
+    assert load_questions(spec(), "train", 40, 3) == load_questions(spec(), "train", 40, 3)
+    assert load_questions(spec(), "train", 40, 3) != load_questions(spec(), "train", 40, 4)
+    assert load_questions(spec(), "train", 150, 3)[:40] == load_questions(spec(), "train", 40, 3)
+
+
+def test_training_repeats_in_shuffled_epochs():
+    drawn = load_questions(spec(), "train", 300, 0)
+    first, second, rest = drawn[:112], drawn[112:224], drawn[224:]
+    assert len(drawn) == 300 and len(set(first)) == 112 and set(first) == set(second)
+    assert first != second and len(set(rest)) == len(rest)
+
+
+@pytest.mark.parametrize("role", ["select", "heldout"])
+def test_measuring_never_repeats(role):
+    assert len(set(load_questions(spec(), role, 48, 0))) == 48
+    with pytest.raises(InputError, match=f"49 questions of role {role} .* 48"):
+        load_questions(spec(), role, 49, 0)
+
+
+@pytest.mark.parametrize("role, count", [("test", 1), ("train", 0), ("select", -1)])
+def test_misuse(role, count):
+    with pytest.raises(ValueError):
+        load_questions(spec(), role, count, 0)
+
+
+def test_a_file_without_roles_is_split_by_its_texts(write):
+    whole = {role: set(load_questions(write(plain(300)), role, 40, 0)) for role in ROLES}
+    assert sum(len(questions) for questions in whole.values()) == 120
+    shuffled = plain(300)[::-1]
+    for seed, role in enumerate(ROLES):
+        again = set(load_questions(write(shuffled), role, 40, seed))
+        assert not again & set().union(*(whole[other] for other in ROLES if other != role))
+
+
+def test_a_file_with_roles(write):
+    lines = [{"question": f"{role} {i}?", "role": role, "answer": 1} for i in range(3) for role in ROLES]
+    assert sorted(load_questions(write(lines), "select", 3, 0)) == ["select 0?", "select 1?", "select 2?"]
+
+
+def test_byte_order_mark_blank_lines_and_crlf(write):
+    drawn = load_questions(write(b'\xef\xbb\xbf{"question": " A?\\nB ", "role": "train"}\r\n\r\n'), "train", 2, 0)
+    assert drawn == ["A?\nB"] * 2
+
+
+FAULTS = {
+    "broken": (b'{"question": "A?"}\n{"question": "B?"\n', ["line 2", "broken JSON"]),
+    "deep": (b"[" * 90_000, ["line 1", "broken JSON"]),
+    "huge number": (b'{"question": ' + b"1" * 9000 + b"}", ["line 1", "broken JSON"]),
+    "not an object": (b'["A?"]', ["line 1", "list"]),
+    "missing": (b'{"text": "A?"}', ["line 1", '"question" is missing']),
+    "empty": (b'{"question": "A?"}\n\n{"question": "  "}', ["line 3", "empty"]),
+    "number": (b'{"question": 3}', ["line 1", "not text"]),
+    "unknown role": (b'{"question": "A?", "role": "test"}', ["line 1", "'test'", "heldout"]),
+    "role list": (b'{"question": "A?", "role": ["train"]}', ["line 1", "role"]),
+    "role null": (b'{"question": "A?", "role": null}', ["line 1", "role"]),
+    "some roles": (b'{"question": "A?", "role": "train"}\n{"question": "B?"}', ["line 2", "some lines only"]),
+    "duplicate": (b'{"question": "A b?"}\n{"question": "c"}\n{"question": "a  B?"}', ["line 3", "line 1"]),
+    "token": (b'{"question": "A?<|im_end|>"}', ["line 1", "chat-template token"]),
+    "control": (b'{"question": "A\\u0007?"}', ["line 1", "U+0007"]),
+    "surrogate": (b'{"question": "A\\ud800?"}', ["line 1", "U+D800"]),
+    "Latin-1": (b'{"question": "A?"}\n{"question": "caf\xe9?"}', ["line 2", "UTF-8"]),
+    "UTF-16": ('{"question": "A?"}'.encode("utf-16"), ["line 1", "UTF-8"]),
+    "long": (b'{"question": "' + b"x" * 100_000 + b'?"}', ["line 1", "longer than 100000"]),
+    "very long": (b'{"question": "' + "\u20ac".encode() * 400_000 + b'?"}', ["line 1", "longer than 100000"]),
+    "nothing": (b"\n\n", ["no questions"]),
+}
+
+
+@pytest.mark.parametrize("content, expected", FAULTS.values(), ids=FAULTS.keys())
+def test_refusals(write, content, expected):
+    questions = write(content)
+    with pytest.raises(InputError) as error:
+        load_questions(questions, "train", 1, 0)
+    message = str(error.value)
+    assert message.startswith(f"{questions.path}:") and message.isprintable()
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize("path", [None, "missing.jsonl", "."])
+def test_no_such_file(path):
+    with pytest.raises(InputError):
+        load_questions(spec("jsonl", path=path), "train", 1, 0)
+
+
+def test_a_role_without_questions(write):
+    with pytest.raises(InputError, match="role train .* 0 are there"):
+        load_questions(write([{"question": "A?", "role": "select"}]), "train", 1, 0)
+
+
+# The hub, through the library's own tables
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import datasets
+
+    calls = []
+
+    def serve(columns, error=None):
+        def load_dataset(*args, **kwargs):
+            calls.append((args, kwargs))
+            if error:
+                raise error
+            return datasets.Dataset.from_dict(columns)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return serve
+
+
+PINNED = dict(dataset="someone/questions", revision="a" * 40)
+
+
+def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
+    calls = hub({"source": [line["question"] for line in plain(500)]})
+    block = spec("hub", **PINNED, column="source", split="validation", rows=300)
+    drawn = {(role, seed): set(load_questions(block, role, 30, seed)) for role in ROLES for seed in (0, 1)}
+    assert calls[0] == (("someone/questions",), {"split": "validation", "revision": "a" * 40})
+    assert drawn["train", 0] != drawn["train", 1]
+    for (role, _), questions in drawn.items():
+        for (other, _), others in drawn.items():
+            assert role == other or not questions & others
+
+
+def test_hub_rows_that_cannot_be_used_are_counted(hub):
+    hub({"question": ["A?", "a?", " ", None, "B?<|im_end|>", "x" * 100_001]})
+    with pytest.warns(UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe"):
+        with pytest.raises(InputError, match="9 questions of role select"):
+            load_questions(spec("hub", **PINNED), "select", 9, 0)
+
+
+@pytest.mark.parametrize(
+    "columns, values, expected",
+    [
+        ({"source": ["A?"]}, {}, "no column 'question'; it has source"),
+        ({"question": [1, 2]}, {}, "holds int"),
+        ({"question": [0, None]}, {}, "holds int"),
+        ({"question": ["A?"]}, {"rows": 2}, "questions.rows: 2, but there are 1"),
+        ({"question": ["A?"]}, {"revision": "main"}, "questions.revision: 'main'"),
+        ({"question": ["A?"]}, {"revision": None}, "questions.revision: None"),
+    ],
+)
+def test_hub_refusals(hub, columns, values, expected):
+    hub(columns)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        load_questions(spec("hub", **{**PINNED, **values}), "train", 1, 0)
+
+
+def test_hub_out_of_reach(hub):
+    hub({}, error=ConnectionError("no\nroute"))
+    with pytest.raises(InputError, match=r"someone/questions: cannot be loaded \(ConnectionError: no route\)"):
+        load_questions(spec("hub", **PINNED), "train", 1, 0)

@@ -1,0 +1,343 @@
+"""The trainer against TRL's own, and against a slow recomputation that shares no code with it."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
+from enigma.trainer import TRL_METHODS, EnigmaConfig, EnigmaTrainer
+
+QUESTIONS = ["why is it so?", "how far is that", "what now?", "who did it?", "where to", "when was it done"]
+PRINCIPLES = ["be brief", "give one example"]
+
+
+def rows(questions=QUESTIONS, principles=PRINCIPLES):
+    return Dataset.from_list(
+        [
+            {"prompt": [{"role": "user", "content": f"{q} {c}"}], "matched_set": q}
+            for q in questions
+            for c in principles
+        ]
+    )
+
+
+def reward(completions, **kwargs):
+    """Something with spread that the policy can move: the share of lower-case letters."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [sum(c.islower() for c in text) / (len(text) + 1) for text in texts]
+
+
+def rollouts(prompts, trainer):
+    """Completions that depend on the prompt and its repetition alone, so that any batching sees the same ones."""
+    tokenizer = trainer.processing_class
+    prompt_ids, completion_ids, seen = [], [], {}
+    for prompt in prompts:
+        ids = tokenizer(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))["input_ids"]
+        repeat = seen[tuple(ids)] = seen.get(tuple(ids), -1) + 1
+        generator = torch.Generator().manual_seed(sum(ids) * 31 + repeat)
+        length = int(torch.randint(2, 9, (1,), generator=generator))
+        prompt_ids.append(ids)
+        completion_ids.append(torch.randint(2, 90, (length,), generator=generator).tolist())
+    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+
+def settings(tmp_path, **changes):
+    base = dict(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=8,
+        max_steps=3,
+        learning_rate=0.5,
+        # Adam divides by the gradient's own size and would turn rounding into steps.
+        optim="sgd",
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        shuffle_dataset=False,
+        seed=3,
+        disable_tqdm=True,
+    )
+    return base | changes
+
+
+def trained(trainer):
+    trainer.train()
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def assert_same(a, b, relative):
+    for name in b:
+        scale = float(b[name].abs().max())
+        assert float((a[name] - b[name]).abs().max()) <= relative * max(scale, 1e-3), name
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_without_extra_terms_it_is_trl(tmp_path, toy_model, toy_tokenizer, beta):
+    """Every parameter after three steps, own sampling and all."""
+    common = settings(tmp_path, beta=beta)
+    choices = dict(importance_sampling_level="sequence", loss_type="grpo", scale_rewards="none")
+    # TRL can only load a reference model from a folder or hub; LoRA needs none.
+    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if beta else None
+    plain = GRPOTrainer(
+        toy_model(),
+        reward,
+        GRPOConfig(**common, **choices),
+        rows(),
+        processing_class=toy_tokenizer,
+        peft_config=peft,
+    )
+    start = {name: p.detach().clone() for name, p in plain.model.named_parameters()}
+    expected = trained(plain)
+    # Built after the first run has ended, since a trainer seeds the global generator when it is built.
+    enigma = EnigmaTrainer(
+        toy_model(), reward, EnigmaConfig(**common), rows(), processing_class=toy_tokenizer, peft_config=peft
+    )
+    for name, p in enigma.model.named_parameters():
+        assert torch.equal(p, start[name]), name
+    found = trained(enigma)
+    assert any(not torch.allclose(start[name], expected[name]) for name in start)
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_tokenizer, lora):
+    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
+    terms = dict(lambda_sami=0.5, lambda_ot=1.0 if lora else 0.0, ot_layers=[1, -1])
+
+    def run(batch, accumulation):
+        torch.manual_seed(0)
+        config = EnigmaConfig(
+            **settings(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation), **terms
+        )
+        trainer = EnigmaTrainer(
+            toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft, rollout_func=rollouts
+        )
+        return trained(trainer)
+
+    assert_same(run(8, 4), run(32, 1), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    # The Sinkhorn term is exact up to the tolerance of its solver.
+    [({"lambda_ot": 0.0}, 1e-7), ({"lambda_sami": 0.0, "lambda_ot": 0.0}, 1e-7), ({}, 1e-4)],
+)
+def test_total_equals_a_slow_recomputation(tmp_path, toy_model, toy_tokenizer, change, tolerance):
+    terms = dict(lambda_sami=0.7, lambda_ot=2.0, ot_layers=[1, -1], ot_epsilon=0.1, ot_budget=0.001, beta=0.03)
+    terms |= change
+    config = EnigmaConfig(**settings(tmp_path, per_device_train_batch_size=16, max_steps=2), **terms)
+    trainer = EnigmaTrainer(
+        toy_model(dtype=torch.float64),
+        reward,
+        config,
+        rows(),
+        processing_class=toy_tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        rollout_func=rollouts,
+    )
+    batch = [row for row in rows().select(range(4)) for _ in range(4)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._prepare_inputs(batch)
+    loss = trainer._compute_loss(trainer.model, inputs)
+    slow = slow_loss(trainer.model, toy_tokenizer, rollouts([row["prompt"] for row in batch], trainer), terms)
+    assert math.isclose(loss.item(), slow.item(), rel_tol=tolerance, abs_tol=1e-6)
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, parameters)
+    expected = torch.autograd.grad(slow, parameters)
+    scale = max(float(g.abs().max()) for g in expected)
+    for a, b in zip(found, expected, strict=True):
+        assert float((a - b).abs().max()) / scale < 10 * tolerance
+
+
+def slow_loss(model, tokenizer, sampled, terms):
+    """The same objective in plain loops: one dense forward per (prompt, completion) pair."""
+    k, g, n = 2, 4, 8
+    total = 0.0
+    for q in range(2):
+        prompts = [sampled["prompt_ids"][q * n + c * g] for c in range(k)]
+        completions = sampled["completion_ids"][q * n : (q + 1) * n]
+        own, base, hidden, reference = [], [], [], []
+        for i, y in enumerate(completions):
+            logps, states = dense(model, prompts[i // g], y)
+            own.append(logps)
+            hidden.append(states)
+            with torch.no_grad(), model.disable_adapter():
+                logps, states = dense(model, prompts[i // g], y)
+            base.append(logps)
+            reference.append(states)
+        # GRPO, on policy: the ratio is 1 and its gradient that of the mean log-probability.
+        earned = reward([[{"content": tokenizer.decode(y, skip_special_tokens=True)}] for y in completions])
+        advantages = [r - sum(earned[i // g * g : i // g * g + g]) / g for i, r in enumerate(earned)]
+        for i in range(n):
+            ratio = torch.exp(own[i].mean() - own[i].mean().detach())
+            difference = base[i] - own[i]
+            kl = torch.exp(difference) - difference - 1
+            # TRL corrects the KL term by the ratio.
+            total = total + (-(ratio * advantages[i]) + terms["beta"] * (kl * ratio).mean()) / (2 * n)
+        # SAMI.
+        matrix = [[dense(model, prompts[c], y)[0].mean() for c in range(k)] for y in completions]
+        rows_, columns = 0.0, 0.0
+        for i in range(n):
+            mine = i // g
+            rows_ = rows_ - torch.log(torch.exp(matrix[i][mine]) / sum(torch.exp(matrix[i][c]) for c in range(k)))
+            negatives = sum(torch.exp(matrix[j][mine]) for j in range(n) if j // g != mine)
+            columns = columns - torch.log(torch.exp(matrix[i][mine]) / (torch.exp(matrix[i][mine]) + negatives))
+        total = total + terms["lambda_sami"] * (rows_ + columns) / (2 * n) / 2
+        # Sinkhorn.
+        for layer in range(2):
+            x = torch.cat([states[layer] for states in hidden])
+            y = torch.cat([states[layer] for states in reference])
+            divergence = slow_sinkhorn(x, y, terms["ot_epsilon"])
+            total = total + terms["lambda_ot"] * torch.clamp(divergence - terms["ot_budget"], min=0) / 4
+    return total
+
+
+def dense(model, prompt, completion):
+    ids = torch.tensor([prompt + completion])
+    outputs = model(input_ids=ids, output_hidden_states=True)
+    logps = torch.log_softmax(outputs.logits[0].double(), -1)
+    picked = torch.stack([logps[len(prompt) + t - 1, token] for t, token in enumerate(completion)])
+    return picked, [outputs.hidden_states[layer][0, len(prompt) :] for layer in (1, -1)]
+
+
+def slow_sinkhorn(x, y, epsilon):
+    """Debiased, by differentiating through many plain log-domain iterations."""
+    scale = ((y[:, None] - y[None]) ** 2).sum(-1).mean().detach()
+
+    def transport(a, b):
+        cost = ((a[:, None] - b[None]) ** 2).sum(-1) / scale
+        log_a, log_b = -math.log(len(a)), -math.log(len(b))
+        f, g = torch.zeros(len(a), dtype=a.dtype), torch.zeros(len(b), dtype=a.dtype)
+        for _ in range(400):
+            f = -epsilon * torch.logsumexp(log_b + (g[None] - cost) / epsilon, 1)
+            g = -epsilon * torch.logsumexp(log_a + (f[:, None] - cost) / epsilon, 0)
+        plan = torch.exp(log_a + log_b + (f[:, None] + g[None] - cost) / epsilon)
+        return (plan * cost).sum() + epsilon * (plan * (torch.log(plan) - log_a - log_b)).sum()
+
+    return transport(x, y) - transport(x, x) / 2 - transport(y, y) / 2
+
+
+def test_shuffled_rollouts_are_put_together_again(tmp_path, toy_model, toy_tokenizer):
+    config = EnigmaConfig(**settings(tmp_path, gradient_accumulation_steps=2))
+    trainer = EnigmaTrainer(
+        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, rollout_func=rollouts
+    )
+    trainer.model.train()
+    batch = [row for row in rows().select(range(4)) for _ in range(4)]
+    expected = rollouts([row["prompt"] for row in batch], trainer)["completion_ids"]
+    found = []
+    for step in range(2):
+        trainer._step = step
+        inputs = trainer._prepare_inputs(batch)
+        assert inputs["set_index"].unique().numel() == 1
+        found += [ids[m.bool()].tolist() for ids, m in zip(inputs["completion_ids"], inputs["completion_mask"])]
+    # Within a principle TRL's shuffle may stay; the sets and principles are whole.
+    for start in range(0, 16, 4):
+        assert sorted(found[start : start + 4]) == sorted(expected[start : start + 4])
+
+
+def test_the_hinge_bounds_the_drift(tmp_path, toy_model, toy_tokenizer):
+    """With a budget the drift stays near it where the unregularised run exceeds it."""
+    budget = 0.02
+
+    def drift(lambda_ot):
+        torch.manual_seed(0)
+        config = EnigmaConfig(
+            **settings(tmp_path, max_steps=40, learning_rate=3e-3, optim="adamw_torch"),
+            lambda_sami=1.0,
+            lambda_ot=lambda_ot,
+            ot_budget=budget,
+        )
+        trainer = EnigmaTrainer(
+            toy_model(),
+            reward,
+            config,
+            rows(),
+            processing_class=toy_tokenizer,
+            peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"]),
+            rollout_func=rollouts,
+        )
+        trainer.train()
+        return [entry["ot/divergence"] for entry in trainer.state.log_history if "ot/divergence" in entry]
+
+    free, bounded = drift(0.0), drift(50.0)
+    assert free[0] < 1e-5 and bounded[0] < 1e-5
+    assert max(free[-10:]) > 2 * budget
+    assert sum(bounded[-10:]) / 10 < 1.5 * budget
+
+
+def test_every_term_is_logged(tmp_path, toy_model, toy_tokenizer):
+    config = EnigmaConfig(**settings(tmp_path, max_steps=1), lambda_sami=0.1, lambda_ot=1.0)
+    trainer = EnigmaTrainer(
+        toy_model(),
+        reward,
+        config,
+        rows(),
+        processing_class=toy_tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    names = ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound", "ot/divergence")
+    for name in (*names, "reference/kl", "reference/perplexity", "frac_reward_zero_std", "grad_norm"):
+        assert math.isfinite(logged[name]), name
+    assert logged["reference/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_trl_methods_have_the_signatures_relied_on():
+    expected = {
+        "_get_train_sampler": ["self", "dataset"],
+        "_get_eval_sampler": ["self", "eval_dataset"],
+        "_prepare_inputs": ["self", "generation_batch"],
+        "_generate_and_score_completions": ["self", "inputs"],
+        "_compute_loss": ["self", "model", "inputs"],
+    }
+    for name in TRL_METHODS:
+        parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+        if name == "_get_per_token_logps_and_entropies":
+            assert parameters[:7] == [
+                "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+            ]  # fmt: skip
+        else:
+            assert parameters == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"per_device_train_batch_size": 12}, "per_device_train_batch_size: found 12, expected a multiple of"),
+        ({"num_principles": 1}, "num_principles: found 1"),
+        ({"lambda_sami": -1.0}, "lambda_sami: found -1.0"),
+        ({"temperature": 0.7}, "temperature: found 0.7"),
+        ({"sami_span": "answer"}, "sami_span: found 'answer'"),
+        ({"ot_layers": []}, "ot_layers: found \\[\\]"),
+    ],
+)
+def test_bad_configuration(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        EnigmaConfig(**settings(tmp_path, **change))
+
+
+def test_bad_data_and_missing_reference(tmp_path, toy_model, toy_tokenizer):
+    incomplete = rows().select(range(3))
+    with pytest.raises(ValueError, match="has 1 rows, expected num_principles = 2"):
+        EnigmaTrainer(
+            toy_model(), reward, EnigmaConfig(**settings(tmp_path)), incomplete, processing_class=toy_tokenizer
+        ).train()
+    with pytest.raises(ValueError, match="needs a reference"):
+        EnigmaTrainer(
+            toy_model(),
+            reward,
+            EnigmaConfig(**settings(tmp_path), lambda_ot=1.0),
+            rows(),
+            processing_class=toy_tokenizer,
+        )
