@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from . import steadiness
-from .results import claims_view, interval_text, markdown_table
+from .results import atomic_write_text, claims_view, interval_text, markdown_table
 from .stats import Interval, mean_interval
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
@@ -32,7 +32,7 @@ CAPTION = (
     "the note has all parts. " + GENERAL_RULE
 )
 ABSTRACT, SECONDARY, OURS = "paper, abstract", "secondary account of the paper", "this project"
-NAN = float("nan")
+UNMEASURED = Interval(float("nan"), float("nan"), float("nan"))
 SEEDS_NEEDED = steadiness.SEEDS_NEEDED
 # What a benchmark stands for: own task, and the metric that decides, fixed before any run.
 PRIMARY = {
@@ -55,7 +55,7 @@ class Part:
     """One effect of a claim. `verdict` overrides the general rule where a claim's own rule says so."""
 
     name: str
-    effect: Interval = Interval(NAN, NAN, NAN)
+    effect: Interval = UNMEASURED
     margin: float = 0.0
     detail: str = ""
     verdict: str = ""
@@ -163,19 +163,25 @@ class Tables:
             self._steadiness = steadiness.table(self.get("training"), groups, self.seed)
         return self._steadiness
 
-    def contrast(self, frame: pd.DataFrame, what: str, a: str, b: str) -> tuple[Interval, str]:
-        """Mean of arm `a` minus arm `b`, and what the interval is over.
+    def contrast(self, frame: pd.DataFrame, what: str, a: str, b: str) -> tuple[Interval, int]:
+        """Mean of arm `a` minus arm `b`, and the number of seeds that the interval is over (0: within runs).
 
         `frame`: arm, seed, value, low, high; several rows of one run (layers) are averaged. With three seeds or more
-        in common the interval is over paired seeds, else it follows from the runs' own intervals.
+        in common the interval is over paired seeds. Otherwise each arm has its own: over seeds where it has three or
+        more, else from its runs' intervals.
         """
         runs = {arm: _runs(frame, what, arm) for arm in (a, b)}
-        common = [seed for seed in runs[a] if seed in runs[b] and not math.isnan(seed)]
+        common = [seed for seed in runs[a] if seed in runs[b]]
         if len(common) >= SEEDS_NEEDED:
             values = [runs[a][seed].value - runs[b][seed].value for seed in common]
-            return mean_interval(values, seed=self.seed), f"interval over {len(common)} seeds"
-        sides = [average(list(runs[arm].values()), independent=True) for arm in (a, b)]
-        return difference(*sides), "interval within runs, not over seeds"
+            return mean_interval(values, seed=self.seed), len(common)
+        sides = [self._side(list(runs[arm].values())) for arm in (a, b)]
+        return difference(*sides), len(runs[a]) if len(runs[a]) >= SEEDS_NEEDED else 0
+
+    def _side(self, runs: list[Interval]) -> Interval:
+        if len(runs) >= SEEDS_NEEDED:
+            return mean_interval([run.value for run in runs], seed=self.seed)
+        return average(runs, independent=True)
 
     def items(self, task: str, metric: str, a: str, b: str) -> np.ndarray:
         """(n,) score of each item under arm `a` minus under arm `b`, each the mean over the arm's seeds."""
@@ -198,8 +204,12 @@ def _runs(frame: pd.DataFrame, what: str, arm: str) -> dict[float, Interval]:
     if rows.empty:
         raise Missing(f"{what} of arm {arm}")
     grouped = rows.fillna({"seed": -1}).groupby("seed")[["value", "low", "high"]]
-    runs = {seed: average([Interval(*row) for row in run.to_numpy()], False) for seed, run in grouped}
-    return {NAN if seed == -1 else seed: interval for seed, interval in runs.items()}
+    return {seed: average([Interval(*row) for row in run.to_numpy()], independent=False) for seed, run in grouped}
+
+
+def over_text(seeds: int) -> str:
+    """What an interval of `Tables.contrast` is over, in words."""
+    return f"interval over {seeds} seeds" if seeds else "interval within runs, not over seeds"
 
 
 def measured(name: str, make: Callable[[], Part]) -> Part:
@@ -239,12 +249,11 @@ def at_chance_notes(tables: Tables, arms: tuple[str, ...]) -> list[str]:
 def steadier(tables: Tables) -> Finding:
     def part(measure: str, name: str) -> Part:
         table = tables.steadiness()
-        over = set(table.loc[table["measure"] == measure, "over"]) - {"", "seeds"}
         runs = table[(table["measure"] == measure) & table["seed"].notna()]
-        effect, detail = tables.contrast(runs, name, "enigma_low", "enigma_high")
-        if "seeds" not in detail.split("not over")[0]:
-            detail = f"interval over the {' and '.join(sorted(over))} of each step, not over seeds" if over else "no interval"
-        return Part(name, effect, REWARD_MARGIN, detail)
+        effect, seeds = tables.contrast(runs, measure, "enigma_low", "enigma_high")
+        units = " and ".join(sorted(set(runs["over"]) - {""}))
+        within = f"interval over the {units} of each step, not over seeds" if units else "no interval"
+        return Part(name, effect, REWARD_MARGIN, over_text(seeds) if seeds else within)
 
     names = {
         "reward_roughness": "reward roughness, enigma_low - enigma_high",
@@ -280,8 +289,9 @@ def better_benchmarks(tables: Tables) -> Finding:
     "SI, measured on the untrained model, lets you select principles before training.",
     ABSTRACT,
     "Effects: SI of the best minus the worst principle (reasoning span; interval widened by Bonferroni for the choice "
-    "among all pairs), and SI of the high set minus the low set. Negligible: 0.01. Whether the selection then pays is "
-    "C1 and C2.",
+    "among all pairs); SI of the high set minus the low set (reasoning span); the same difference on held-out questions "
+    "(whole completions), where the choice cannot flatter it. Negligible: 0.01. Whether the selection then pays is C1 "
+    "and C2.",
 )
 def selection(tables: Tables) -> Finding:
     def span(level: str) -> pd.DataFrame:
@@ -298,16 +308,28 @@ def selection(tables: Tables) -> Finding:
         return Part(name, widened(effect, pairs), 0.01, f"{best['name']} against {worst['name']}, of {len(rows)}")
 
     def sets(name: str) -> Part:
-        rows = span("set").set_index("name")
-        for wanted in ("high", "low"):
-            if wanted not in rows.index:
-                raise Missing(f"set {wanted} in table sufficiency")
-        high, low = (Interval(*rows.loc[n, ["si", "si_low", "si_high"]].astype(float)) for n in ("high", "low"))
-        return Part(name, difference(high, low), 0.01, "sets chosen on the same questions, which flatters the difference")
+        rows = span("set").set_index("name")[["si", "si_low", "si_high"]]
+        return Part(name, high_minus_low(rows, "sufficiency"), 0.01, "measured on the questions of the choice")
 
-    names = ("SI, best - worst principle", "SI, high set - low set")
-    parts = [measured(name, lambda n=name, f=find: f(n)) for name, find in zip(names, (principles, sets), strict=True)]
-    return Finding(parts)
+    def heldout(name: str) -> Part:
+        table = tables.get("legibility").query("arm == 'base'").set_index("set")
+        bounds = table[["row_bound", "row_bound_low", "row_bound_high"]].div(np.log(table["k"]), axis=0)
+        return Part(name, high_minus_low(bounds, "legibility"), 0.01)
+
+    finders = {
+        "SI, best - worst principle": principles,
+        "SI, high set - low set": sets,
+        "SI on held-out questions, high set - low set": heldout,
+    }
+    return Finding([measured(name, lambda n=name, f=find: f(n)) for name, find in finders.items()])
+
+
+def high_minus_low(rows: pd.DataFrame, table: str) -> Interval:
+    """Difference of the rows `high` and `low`, whose three columns are value, low end, high end."""
+    for name in ("high", "low"):
+        if name not in rows.index:
+            raise Missing(f"set {name} in table {table}")
+    return difference(*(Interval(*rows.loc[name].astype(float)) for name in ("high", "low")))
 
 
 def widened(effect: Interval, comparisons: float) -> Interval:
@@ -352,10 +374,9 @@ def creation(tables: Tables) -> Finding:
 def bounded_drift(tables: Tables) -> Finding:
     def part(name: str, without: str, with_term: str) -> Part:
         table = tables.get("geometry")
-        effect, detail = tables.contrast(
-            table[table["measure"] == "sinkhorn"], "Sinkhorn divergence", without, with_term
-        )
-        return Part(name, effect, 0.001, detail)
+        rows = table[table["measure"] == "sinkhorn"]
+        effect, seeds = tables.contrast(rows, "Sinkhorn divergence", without, with_term)
+        return Part(name, effect, 0.001, over_text(seeds))
 
     def pair(without: str, with_term: str) -> Part:
         name = f"Sinkhorn divergence, {without} - {with_term}"
@@ -374,8 +395,8 @@ def bounded_drift(tables: Tables) -> Finding:
     ABSTRACT,
     "Effect: share of the displacement's energy in the span of the principle directions minus that of random subspaces "
     "of equal dimension, mean over layers, enigma_high; interval from the null's central 95%. Supported when above "
-    "zero and twice the median over layers of the permutation p-values (valid whatever the layers' dependence), mean "
-    f"over seeds, is below 0.05; otherwise the general rule without its first case. Negligible: {ENERGY_MARGIN:g}.",
+    "zero and twice the median over layers of the permutation p-values (valid whatever the layers' dependence) is below "
+    f"0.05 in every seed; otherwise the general rule without its first case. Negligible: {ENERGY_MARGIN:g}.",
 )
 def directed_change(tables: Tables) -> Finding:
     name = "displacement along principle directions minus null, enigma_high"
@@ -390,7 +411,7 @@ def directed_change(tables: Tables) -> Finding:
              rows[["observed", "null_mean", "null_low", "null_high"]].to_numpy(dtype=float)],
             independent=False,
         )  # fmt: skip
-        p_value = float(np.mean([min(1.0, 2 * run.median()) for _, run in rows.groupby("seed")["p_value"]]))
+        p_value = max(min(1.0, 2 * float(run.median())) for _, run in rows.groupby("seed")["p_value"])
         general = decide(effect, ENERGY_MARGIN)
         significant = p_value < 0.05 and effect.value > 0
         verdict = SUPPORTED if significant else (UNDECIDED if general == SUPPORTED else general)
@@ -437,8 +458,8 @@ def headline(tables: Tables) -> Finding:
         if rows.empty:
             raise Missing(f"a {prefix} task in table benchmark_items")
         # truthfulqa_mc2 before mc1, and acc before acc_norm: one number for each benchmark, fixed here.
-        task = sorted(rows["task"].unique())[-1]
-        metric = sorted(rows.loc[rows["task"] == task, "metric"].unique())[0]
+        task = max(rows["task"])
+        metric = min(rows.loc[rows["task"] == task, "metric"])
         values = tables.items(task, metric, "enigma_high", "base")
         means = table[(table["task"] == task) & (table["metric"] == metric)].groupby("arm")["value"].mean()
         detail = f"{task} {metric}: {means['base']:.2%} -> {means['enigma_high']:.2%}, {len(values)} items"
@@ -460,27 +481,27 @@ def _setting(profile) -> str:
     "L",
     "After training the principles are carried legibly, not as a private code.",
     OURS,
-    "Effects: information bound of the completions with the untrained model as critic, enigma_high minus base (nats; "
-    f"negligible 0.01), and log perplexity under the untrained model, grpo minus enigma_high plus log "
-    f"{PERPLEXITY_FACTOR:g} (above zero: at most a quarter higher than plain GRPO). Not supported while the policy's "
+    "Effects, on held-out questions under the high set: information bound with the untrained model as critic, "
+    f"enigma_high minus base (nats; negligible 0.01), and log perplexity under the untrained model, grpo minus "
+    f"enigma_high plus log {PERPLEXITY_FACTOR:g} (above zero: at most a quarter higher than plain GRPO). Not supported while the policy's "
     "own bound rises is a private code.",
 )
 def legible(tables: Tables) -> Finding:
     def bounds(column: str) -> pd.DataFrame:
-        table = tables.get("legibility")
+        table = tables.get("legibility").query("set == 'high'")
         columns = {column: "value", f"{column}_low": "low", f"{column}_high": "high"}
         return table[["arm", "seed", *columns]].rename(columns=columns)
 
     def bound(name: str, column: str) -> Part:
-        effect, detail = tables.contrast(bounds(column), "information bound", "enigma_high", "base")
-        return Part(name, effect, 0.01, detail)
+        effect, seeds = tables.contrast(bounds(column), "information bound", "enigma_high", "base")
+        return Part(name, effect, 0.01, over_text(seeds))
 
     def perplexity(name: str) -> Part:
         logs = bounds("perplexity_base")
         logs[["value", "low", "high"]] = np.log(logs[["value", "low", "high"]])
-        effect, detail = tables.contrast(logs, "perplexity", "grpo", "enigma_high")
+        effect, seeds = tables.contrast(logs, "perplexity", "grpo", "enigma_high")
         shift = math.log(PERPLEXITY_FACTOR)
-        return Part(name, Interval(*(end + shift for end in effect)), 0.0, detail)
+        return Part(name, Interval(*(end + shift for end in effect)), 0.0, over_text(seeds))
 
     critic = "bound under the untrained critic, enigma_high - base"
     fluent = f"log perplexity, grpo - enigma_high + log {PERPLEXITY_FACTOR:g}"
@@ -499,6 +520,10 @@ def legible(tables: Tables) -> Finding:
 # ---------------------------------------------------------------- judging and writing
 
 
+INPUTS = (
+    "sufficiency", "creation", "training", "training_groups", "benchmarks", "benchmark_items", "geometry", "directions",
+    "legibility",
+)  # fmt: skip
 COLUMNS = ["id", "claim", "source", "measure", "value", "low", "high", "rule", "verdict", "paper", "note"]
 
 
@@ -524,15 +549,9 @@ def run(profile, results) -> pd.DataFrame:
         steadiness.run(profile, results)
     table = judge(profile, results)
     inputs = [name for name in INPUTS if results.has_table(name)]
-    results.write_table("claims", table, CAPTION, inputs=inputs)
-    results.write_latex("claims", to_latex(table))
+    path = results.write_table("claims", table, CAPTION, inputs=inputs)
+    atomic_write_text(path.with_suffix(".tex"), to_latex(table))
     return table
-
-
-INPUTS = (
-    "sufficiency", "creation", "training", "training_groups", "benchmarks", "benchmark_items", "geometry", "directions",
-    "legibility",
-)  # fmt: skip
 
 
 def to_markdown(table: pd.DataFrame) -> str:

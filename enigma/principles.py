@@ -94,7 +94,7 @@ def _parse(path: Path):
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise InputError(f"{path}:{line} {error.problem}; expected valid YAML; correct the file") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # a false tag such as `!!bool maybe` ends in any of Python's own errors
         reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise InputError(f"{path}: not valid YAML ({reason:.200}); correct the file, put texts in quotes") from error
 
@@ -110,7 +110,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if (label := (key.tag, key.value if isinstance(key.value, str) else None)) in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"repeated key {_quote(key.value)}", key.start_mark)
             seen.add(label)

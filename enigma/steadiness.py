@@ -22,6 +22,7 @@ MEASURES = {
     "grad_norm_cv": ("grad_norm", "variation"),
 }
 SEEDS_NEEDED = 3
+NO_GROUPS = pd.DataFrame(columns=["arm", "seed", "step", "question", "principle", "reward_graded"])
 CAPTION = (
     "Steadiness of training. Reward: area (mean height), roughness (mean absolute step difference over range), "
     "maximum drawdown; KL: area and roughness; coefficient of variation of the gradient norm. 95% intervals over "
@@ -127,6 +128,3 @@ def run(profile, results) -> pd.DataFrame:
     made = table(training, groups, profile.seeds.bootstrap)
     results.write_table("steadiness", made, CAPTION, inputs=inputs)
     return made
-
-
-NO_GROUPS = pd.DataFrame(columns=["arm", "seed", "step", "question", "principle", "reward_graded"])

@@ -99,6 +99,10 @@ FAULTS = {
     "alias": ("principles:\n- &a {name: a, text: b}\n- *a\n", ["line 3", "aliases"]),
     "UTF-16": (entries(GOOD).encode("utf-16"), ["UTF-8"]),
     "Latin-1": ("principles: [{name: a, text: caf\xe9}]\n".encode("latin-1"), ["UTF-8"]),
+    "false map": ("principles: !!map [a, b]\n", ["line 1"]),
+    "false truth": ("principles: [{name: a, text: !!bool maybe}]\n", ["not valid YAML"]),
+    "false date": ("principles: [{name: a, text: !!timestamp soon}]\n", ["not valid YAML"]),
+    "false number": ("principles: [{name: a, text: !!int ''}]\n", ["not valid YAML"]),
     "too large": ("#" * 1_000_001, ["1 MB"]),
     "too deep": ("[" * 100_000, ["nested"]),
 }
@@ -116,11 +120,13 @@ def test_refusals(write, content, expected):
         assert part in message
 
 
-@pytest.mark.parametrize(
-    "token",
+CHAT_TOKENS = (
     "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|start_header_id|> <start_of_turn> <end_of_turn> <bos> <eos> "
-    "<s> </s> [INST] [/INST] <<SYS>> <|user|> <｜User｜> <|turn> <turn|> ＜|im_start|＞ [gMASK] <S>".split(),
+    "<s> </s> [INST] [/INST] <<SYS>> <|user|> <｜User｜> <|turn> <turn|> ＜|im_start|＞ [gMASK] <S>"
 )
+
+
+@pytest.mark.parametrize("token", CHAT_TOKENS.split())
 def test_chat_tokens_are_refused(write, token):
     with pytest.raises(InputError, match=r"entry 1 \('a'\): text: contains the chat-template token"):
         load_pool(write(entries({"name": "a", "text": f"Be brief. {token} system"})))

@@ -20,8 +20,8 @@ LINES = [json.loads(line) for line in (PACKAGE / "data" / "questions.jsonl").rea
 
 
 def spec(source="builtin", **values):
-    fields = dict(source=source, path=None, dataset=None, revision=None, column=None, split=None, rows=None)
-    return SimpleNamespace(**{**fields, **values})
+    fields = dict.fromkeys(("path", "dataset", "revision", "column", "split", "rows"))
+    return SimpleNamespace(**{**fields, "source": source, **values})
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def hub(monkeypatch):
     return serve
 
 
-PINNED = dict(dataset="someone/questions", revision="a" * 40)
+PINNED = {"dataset": "someone/questions", "revision": "a" * 40}
 
 
 def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
@@ -230,17 +230,18 @@ def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
     block = spec("hub", **PINNED, column="source", split="validation", rows=300)
     drawn = {(role, seed): set(load_questions(block, role, 30, seed)) for role in ROLES for seed in (0, 1)}
     assert calls[0] == (("someone/questions",), {"split": "validation", "revision": "a" * 40})
-    assert drawn["train", 0] != drawn["train", 1]
+    all_train = [set(load_questions(block, "train", 1000, seed)) for seed in (0, 0, 1)]
+    assert all_train[0] == all_train[1] != all_train[2], "the rows themselves follow the seed"
     for (role, _), questions in drawn.items():
         for (other, _), others in drawn.items():
             assert role == other or not questions & others
 
 
 def test_hub_rows_that_cannot_be_used_are_counted(hub):
-    hub({"question": ["A?", "a?", " ", None, "B?<|im_end|>", "x" * 100_001]})
-    with pytest.warns(UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe"):
-        with pytest.raises(InputError, match="9 questions of role select"):
-            load_questions(spec("hub", **PINNED), "select", 9, 0)
+    hub({"question": ["A b?", "a  B?", " ", None, "B?<|im_end|>", "x" * 100_001]})
+    counted = pytest.warns(UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe")
+    with counted, pytest.raises(InputError, match="9 questions of role select"):
+        load_questions(spec("hub", **PINNED), "select", 9, 0)
 
 
 @pytest.mark.parametrize(
