@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,9 +197,13 @@ def displacement_share(displacement, directions) -> float:
 
 
 def span_basis(directions: np.ndarray) -> np.ndarray:
-    """Orthonormal basis (d, r) of the span of directions (c, d), the direction of most energy first."""
+    """Orthonormal basis (d, r) of the span of directions (c, d), the axis of most energy first.
+
+    Each axis points to where the directions do, summed.
+    """
     _, values, axes = np.linalg.svd(directions, full_matrices=False)
-    return axes[values > 1e-10 * max(values.max(), 1e-300)].T
+    basis = axes[values > 1e-10 * max(values.max(), 1e-300)].T
+    return basis * np.where((directions @ basis).sum(0) < 0, -1.0, 1.0)
 
 
 def random_subspace_null(displacement, dimension: int, draws: int, seed: int, states=None) -> np.ndarray:
@@ -358,6 +362,7 @@ class Material:
     prefix: list[int]
     layers: list[int]
     batch_size: int
+    bootstrap_seed: int
 
     @property
     def owner(self) -> np.ndarray:
@@ -464,7 +469,7 @@ class _Base:
         model, tokenizer = load_policy(profile.model, None, seed=profile.seeds.initialisation)
         self.material = _material(profile, results, sets, model, tokenizer)
         reader = StateReader(model, self.material.prefix, self.material.layers)
-        self.clouds = _read_clouds(reader, self.material)
+        self.clouds = _read_base(reader, self.material)
         self.told = {name: _read_told(reader, self.material, name) for name in sets}
         self.cloud_rows = _cloud_rows(self.clouds, self.material, "_base")
         self.told_rows = {name: _told_rows(told, self.material, "_base") for name, told in self.told.items()}
@@ -476,13 +481,12 @@ class _Base:
         material, name = self.material, self.profile.arms[arm].set
         adapter = _adapter(self.results.run_folder(arm, seed))
         model, _ = load_policy(self.profile.model, adapter, seed=self.profile.seeds.initialisation)
-        distances = _fisher_rao_by_prompt(model, material)
-        reader = StateReader(model, material.prefix, material.layers)
-        clouds, told = _read_clouds(reader, material), _read_told(reader, material, name)
+        clouds, distances = _read_arm(model, material)
+        told = _read_told(StateReader(model, material.prefix, material.layers), material, name)
         directions, projection = _direction_rows(self, clouds, name)
         return {
             "geometry": [
-                [material.layers[-1], "fisher_rao", *mean_interval(distances)],
+                [material.layers[-1], "fisher_rao", *mean_interval(distances, seed=material.bootstrap_seed)],
                 *_paired_rows(clouds, self.clouds, material, self.profile.geometry.subspace),
                 *_cloud_rows(clouds, material, ""),
                 *self.cloud_rows,
@@ -518,6 +522,7 @@ def _material(profile, results, sets: dict[str, list[Principle]], model, tokeniz
         prefix=prompts[0][: shared_prefix(everything)],
         layers=measured_layers(model.config.get_text_config().num_hidden_layers),
         batch_size=spec.batch_size,
+        bootstrap_seed=profile.seeds.bootstrap,
     )
 
 
@@ -540,13 +545,42 @@ def _pick_tokens(completions: list[list[int]], seed: int) -> list[np.ndarray]:
     return [np.sort(positions) for positions in drawn]
 
 
-def _read_clouds(reader: StateReader, material: Material) -> Clouds:
+def _read_base(reader: StateReader, material: Material) -> Clouds:
+    return _clouds((hidden for rows in _tracked(material) for hidden, _ in _read_rows(reader, material, rows)), material)
+
+
+def _read_arm(model, material: Material) -> tuple[Clouds, list[float]]:
+    """States under a PEFT model, and each prompt's mean Fisher-Rao distance to the model without its adapter."""
+    with model.disable_adapter():
+        base = StateReader(model, material.prefix, material.layers)
+    arm = StateReader(model, material.prefix, material.layers)
+    distances = []
+
+    def states() -> Iterator[torch.Tensor]:
+        for rows in _tracked(material):
+            with model.disable_adapter():
+                before = [logits for _, logits in _read_rows(base, material, rows, hidden=False, logits=True)]
+            after = _read_rows(arm, material, rows, logits=True)
+            for untrained, (hidden, trained) in zip(before, after, strict=True):
+                distances.append(fisher_rao(untrained, trained).mean().item())
+                yield hidden
+
+    return _clouds(states(), material), distances
+
+
+def _tracked(material: Material) -> Iterator[list[int]]:
+    return track(list(_batches(len(material.prompts), material.batch_size)), "states", unit="batch")
+
+
+def _read_rows(reader: StateReader, material: Material, rows: list[int], **wanted):
+    return reader.read([material.prompts[i] for i in rows], [material.completions[i] for i in rows], **wanted)
+
+
+def _clouds(states: Iterable[torch.Tensor], material: Material) -> Clouds:
     means, tokens = [], []
-    for rows in track(list(_batches(len(material.prompts), material.batch_size)), "states", unit="batch"):
-        completions = [material.completions[i] for i in rows]
-        for i, (hidden, _) in zip(rows, reader.read([material.prompts[i] for i in rows], completions), strict=True):
-            means.append(hidden.mean(1).numpy())
-            tokens.append(hidden[:, material.picked[i]].numpy())
+    for hidden, positions in zip(states, material.picked, strict=True):
+        means.append(hidden.mean(1).numpy())
+        tokens.append(hidden[:, positions].numpy())
     return Clouds(np.stack(means), np.concatenate(tokens, axis=1))
 
 
@@ -561,21 +595,6 @@ def _read_told(reader: StateReader, material: Material, name: str) -> np.ndarray
     return np.stack(states).reshape(len(material.told[name]), len(completions), *states[0].shape)
 
 
-def _fisher_rao_by_prompt(model, material: Material) -> np.ndarray:
-    """Mean distance in radians over the completion's tokens between a PEFT model and itself without its adapter."""
-    with model.disable_adapter():
-        base = StateReader(model, material.prefix, material.layers)
-    arm = StateReader(model, material.prefix, material.layers)
-    distances = []
-    for rows in track(list(_batches(len(material.prompts), material.batch_size)), "Fisher-Rao", unit="batch"):
-        prompts, completions = ([part[i] for i in rows] for part in (material.prompts, material.completions))
-        with model.disable_adapter():
-            before = list(base.read(prompts, completions, hidden=False, logits=True))
-        after = arm.read(prompts, completions, hidden=False, logits=True)
-        distances += [fisher_rao(p, q).mean().item() for (_, p), (_, q) in zip(before, after, strict=True)]
-    return np.array(distances)
-
-
 def _paired_rows(arm: Clouds, base: Clouds, material: Material, subspace: int) -> list[list]:
     """Measures between the two models' states at the same tokens."""
     rows, owner = [], material.owner
@@ -584,7 +603,7 @@ def _paired_rows(arm: Clouds, base: Clouds, material: Material, subspace: int) -
         x, y = arm.tokens[i], base.tokens[i]
         few = [torch.from_numpy(cloud[::2]) for cloud in (x, y)]
         measures = {
-            "displacement": mean_interval(moved[:, i]),
+            "displacement": mean_interval(moved[:, i], seed=material.bootstrap_seed),
             "sinkhorn": jackknife_interval(
                 lambda keep, few=few: sinkhorn_divergence(few[0][keep], few[1][keep]).item(), owner[::2]
             ),
@@ -616,7 +635,8 @@ def _told_rows(told: np.ndarray, material: Material, suffix: str) -> list[list]:
         x = (told[:, :, i] - told[:, :, i].mean(0)).reshape(count * prompts, -1)
         ratio = jackknife_interval(lambda keep, x=x: variance_ratio(x[keep], labels[keep]), groups)
         hits = probe_hits(x, labels, groups).reshape(count, prompts).mean(0)
-        rows += [[layer, f"separability{suffix}", *ratio], [layer, f"probe_accuracy{suffix}", *mean_interval(hits)]]
+        accuracy = mean_interval(hits, seed=material.bootstrap_seed)
+        rows += [[layer, f"separability{suffix}", *ratio], [layer, f"probe_accuracy{suffix}", *accuracy]]
     return rows
 
 

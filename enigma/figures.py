@@ -1,0 +1,690 @@
+"""The figures: data frames in, a matplotlib Figure out; captions beside the code, with facts computed from the frames.
+
+One style, at print size (7 inches wide, 8 point), colours that colour-blind people tell apart, one fixed colour and
+marker for each arm in every figure. What was not measured is said in its panel. `make` reads the tables a figure
+needs, draws it, saves it with its caption and returns it. Source: our choice [D].
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy import stats
+
+from .claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from .results import interval_text
+
+WIDTH = 7.0  # inches, two columns of a paper
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "axes.formatter.useoffset": False,
+    "mathtext.fontset": "dejavusans",
+    "figure.dpi": 150,
+}
+# Okabe and Ito's palette.
+ARMS = {
+    "base": ("#7f7f7f", "o"),
+    "grpo": ("#0072B2", "s"),
+    "grpo_sami": ("#E69F00", "^"),
+    "grpo_ot": ("#009E73", "v"),
+    "enigma_high": ("#D55E00", "D"),
+    "enigma_low": ("#CC79A7", "P"),
+}
+OTHER_ARMS = (("#56B4E9", "X"), ("#000000", "*"), ("#8C6D31", "<"), ("#5254A3", ">"))
+VERDICT = {SUPPORTED: ("#009E73", "●"), NOT_SUPPORTED: ("#D55E00", "✖"), UNDECIDED: ("#7f7f7f", "○")}
+FAINT = 0.35
+INTERVAL = dict(elinewidth=0.9, capsize=0)  # noqa: C408
+GREY = "#555555"
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """(colour, marker) of each arm: fixed for the known ones, by order for others."""
+    arms = list(dict.fromkeys(arms))
+    others = [arm for arm in arms if arm not in ARMS]
+    return {arm: ARMS.get(arm) or OTHER_ARMS[others.index(arm) % len(OTHER_ARMS)] for arm in arms}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the one style, and take the figure out of pyplot, so that a notebook shows it once."""
+
+    @functools.wraps(draw)
+    def wrapper(*arguments, **options) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            figure = draw(*arguments, **options)
+        plt.close(figure)
+        return figure
+
+    return wrapper
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _title(axes: Axes, letter: str, text: str) -> None:
+    axes.set_title(rf"$\mathbf{{{letter}}}$  {text}", loc="left")
+
+
+def _not_measured(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color=GREY, style="italic")
+    axes.set(xticks=[], yticks=[])
+
+
+def _has(frame: pd.DataFrame, column: str) -> bool:
+    return column in frame.columns and bool(frame[column].notna().any())
+
+
+def _errors(value, low, high) -> np.ndarray:
+    """(2, n) lengths for matplotlib; an end that is NaN is not drawn."""
+    value, low, high = (np.atleast_1d(np.asarray(part, dtype=float)) for part in (value, low, high))
+    return np.nan_to_num(np.clip([value - low, high - value], 0, None))
+
+
+def _point(axes: Axes, x, y, low, high, colour: str, marker: str, *, hollow=False, faint=False, size=4.0) -> None:
+    """One estimate on a horizontal scale with its interval."""
+    face = "white" if hollow else colour
+    axes.errorbar(
+        [x], [y], xerr=_errors(x, low, high), fmt=marker, color=colour, mfc=face, mec=colour, mew=0.8, ms=size,
+        alpha=FAINT if faint else 1.0, **INTERVAL,
+    )  # fmt: skip
+
+
+def _arm_legend(figure: Figure, styles: dict, line: bool, extra: Sequence = ()) -> None:
+    handles = [
+        Line2D([], [], color=colour, marker=marker, ls="-" if line else "", label=arm)
+        for arm, (colour, marker) in styles.items()
+    ]
+    handles += extra
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 7), handlelength=1.6)
+
+
+def _over_seeds(frame: pd.DataFrame, keys: list[str], columns: list[str]) -> pd.DataFrame:
+    """Mean of `columns` over seeds, keys in order of appearance."""
+    return frame.groupby(keys, sort=False, dropna=False)[columns].mean().reset_index()
+
+
+# ---------------------------------------------------------------- 1 sufficiency
+
+
+@styled
+def fig1_sufficiency(sufficiency: pd.DataFrame) -> Figure:
+    """SI of every principle, sorted, and of the sets. `sufficiency`: the table of that name."""
+    principles = sufficiency[sufficiency["level"] == "principle"]
+    sets = sufficiency[sufficiency["level"] == "set"].set_index(["name", "span"])
+    order = principles[principles["span"] == "reasoning"].sort_values("si")["name"].tolist()
+    families = list(dict.fromkeys(principles["family"].fillna("other")))
+    colours = dict(zip(families, sns.color_palette("colorblind", len(families)).as_hex(), strict=True))
+
+    figure = plt.figure(figsize=(WIDTH, 1.3 + 0.19 * max(len(order), 12)), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.5, 1], height_ratios=[1, 1.1])
+    left, right, key = (figure.add_subplot(place) for place in (grid[:, 0], grid[0, 1], grid[1, 1]))
+
+    marks = _set_marks(sufficiency)
+    for row in principles.itertuples():
+        y, colour = order.index(row.name), colours[row.family if isinstance(row.family, str) else "other"]
+        whole = row.span != "reasoning"
+        y += -0.22 if whole else 0.12
+        _point(left, row.si, y, row.si_low, row.si_high, colour, "o", hollow=whole, size=3 if whole else 4.5)
+    left.axvline(0, color=GREY, lw=0.7, ls=":", zorder=0)
+    left.set_yticks(range(len(order)), [f"{name} {marks.get(name, '   ')}" for name in order])
+    left.set(xlabel="Sufficiency Index (share of log K)", ylim=(-0.8, len(order) - 0.2))
+    _title(left, "a", "Principles")
+
+    names = [name for name in ("low", "pool", "high") if (name, "reasoning") in sets.index]
+    for y, name in enumerate(names):
+        for span, shift in (("reasoning", 0.1), ("completion", -0.15)):
+            if (name, span) in sets.index:
+                row = sets.loc[(name, span)]
+                ends = (row["si_low"], row["si_high"])
+                _point(right, row["si"], y + shift, *ends, "black", "o", hollow=span != "reasoning", size=4.5)
+    right.axvline(0, color=GREY, lw=0.7, ls=":", zorder=0)
+    labels = {"high": "high set ▲", "low": "low set ▼", "pool": "whole pool"}
+    right.set_yticks(range(len(names)), [labels[name] for name in names])
+    right.set(xlabel="Sufficiency Index", ylim=(-0.6, len(names) - 0.4))
+    _title(right, "b", "Sets")
+
+    key.axis("off")
+    handles = [Patch(color=colours[family], label=family) for family in families]
+    handles += [
+        Line2D([], [], color="black", marker="o", ls="", label="reasoning span"),
+        Line2D([], [], color="black", marker="o", mfc="white", ls="", ms=3, label="whole completion"),
+        Line2D([], [], color="none", label="▲ in the high set, ▼ in the low set"),
+    ]
+    key.legend(handles=handles, loc="upper left", title="Family of the principle", alignment="left")
+    return figure
+
+
+def _set_marks(sufficiency: pd.DataFrame) -> dict[str, str]:
+    """{principle: "▲" or "▼"} for members of the high and the low set."""
+    sets = sufficiency[(sufficiency["level"] == "set") & sufficiency["name"].isin(["high", "low"])]
+    pairs = zip(sets["name"], sets["members"], strict=True)
+    return {member: "▲" if name == "high" else "▼" for name, members in pairs for member in str(members).split(";")}
+
+
+def fig1_caption(sufficiency: pd.DataFrame) -> str:
+    rows = sufficiency[(sufficiency["level"] == "principle") & (sufficiency["span"] == "reasoning")].sort_values("si")
+    best, worst = rows.iloc[-1], rows.iloc[0]
+    apart = best["si_low"] > worst["si_high"]
+    return (
+        f"Sufficiency Index (row bound over log K, K = {int(best['k'])}) on the untrained model, from "
+        f"{int(best['questions'])} questions. (a) {len(rows)} principles, coloured by family; filled: reasoning span, "
+        "hollow: whole completion. (b) The chosen sets and the pool; the sets were chosen on the same questions. Bars: 95% "
+        f"intervals over questions. Best: {best['name']} {_effect(best, 'si')}; worst: {worst['name']} "
+        f"{_effect(worst, 'si')}; their intervals {'do not overlap' if apart else 'overlap'}."
+    )
+
+
+def _effect(row, column: str) -> str:
+    return interval_text(float(row[column]), float(row[f"{column}_low"]), float(row[f"{column}_high"]))
+
+
+# ---------------------------------------------------------------- 2 training
+
+
+@styled
+def fig2_training(training: pd.DataFrame, k: int | None = None) -> Figure:
+    """Six curves against the step for every arm. `k`: matched principles, for the line at log K."""
+    last = ("kl", "KL to base (nats/token)") if _positive(training, "kl") else ("grad_norm", "Gradient norm")
+    shown = [
+        ("reward_graded", "Graded format reward"),
+        ("reward_strict", "Strict format reward"),
+        ("zero_spread", "Share of zero-spread groups"),
+        ("row_bound", "Row bound (nats)"),
+        ("sinkhorn", "Sinkhorn divergence"),
+        last,
+    ]
+    styles = arm_styles(training["arm"])
+    figure, grid = plt.subplots(2, 3, figsize=(WIDTH, 4.1), layout="constrained")
+    for letter, axes, (column, text) in zip("abcdef", grid.flat, shown, strict=True):
+        _title(axes, letter, text)
+        if not _has(training, column):
+            _not_measured(axes)
+            continue
+        for arm, (colour, _) in styles.items():
+            _curve(axes, training[training["arm"] == arm], column, colour)
+        axes.margins(x=0.02)
+        if column in ("reward_graded", "reward_strict", "zero_spread"):
+            axes.set_ylim(-0.04, 1.04)
+        if column == "row_bound" and k:
+            axes.axhline(math.log(k), color=GREY, lw=0.7, ls="--")
+            axes.annotate(f"log {k}", (1, math.log(k)), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                          textcoords="offset points", ha="right", va="bottom", fontsize=7, color=GREY)  # fmt: skip
+            axes.set_ylim(top=max(axes.get_ylim()[1], math.log(k) * 1.12))
+    for axes in grid[1]:
+        axes.set_xlabel("Step")
+    handles = [Line2D([], [], color=colour, label=arm) for arm, (colour, _) in styles.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _positive(frame: pd.DataFrame, column: str) -> bool:
+    return _has(frame, column) and bool((frame[column].abs() > 0).any())
+
+
+def smoothing_window(steps: int) -> int:
+    """Steps of the centred moving average: a tenth of the run, odd, at least 3."""
+    return max(3, steps // 10 | 1)
+
+
+def _curve(axes: Axes, arm: pd.DataFrame, column: str, colour: str) -> None:
+    runs = arm.pivot_table(index="step", columns="seed", values=column, dropna=False).sort_index()
+    if runs.isna().all(axis=None):
+        return
+    smooth = runs.rolling(smoothing_window(len(runs)), center=True, min_periods=1).mean()
+    axes.plot(runs.index, runs, color=colour, lw=0.5, alpha=FAINT)
+    axes.plot(smooth.index, smooth.mean(axis=1), color=colour)
+    if runs.shape[1] > 1:
+        axes.fill_between(smooth.index, *seed_band(smooth), color=colour, alpha=0.18, lw=0)
+
+
+def seed_band(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of a band over seeds (columns): 95% t interval of the mean with three seeds or more, else the range."""
+    n = runs.shape[1]
+    if n < 3:
+        return runs.min(axis=1).to_numpy(), runs.max(axis=1).to_numpy()
+    width = stats.t.ppf(0.975, n - 1) * runs.std(axis=1, ddof=1) / math.sqrt(n)
+    return (runs.mean(axis=1) - width).to_numpy(), (runs.mean(axis=1) + width).to_numpy()
+
+
+def fig2_caption(training: pd.DataFrame, k: int | None = None) -> str:
+    seeds, steps = training["seed"].nunique(), training["step"].nunique()
+    bands = {1: "One seed, so no band.", 2: "Bands: range of two seeds."}
+    band = bands.get(seeds, f"Bands: 95% t intervals over {seeds} seeds.")
+    spread = training.groupby("arm", sort=False)["zero_spread"].mean() if _has(training, "zero_spread") else {}
+    shares = ", ".join(f"{arm} {share:.0%}" for arm, share in spread.items())
+    ends = ", ".join(f"{arm} {start:.2f} -> {end:.2f}" for arm, start, end in reward_ends(training))
+    return (
+        f"Training: thin lines every step, thick lines a centred mean over {smoothing_window(steps)} steps. {band} Sinkhorn "
+        "divergence of hidden states to the untrained model before the hinge, in units of the reference's mean cost. "
+        f"Graded reward, mean of the first and the last fifth of the steps: {ends}. Groups of zero spread teach nothing: "
+        f"{shares or 'share not measured'}."
+    )
+
+
+def reward_ends(training: pd.DataFrame) -> list[tuple[str, float, float]]:
+    """(arm, mean graded reward over the first fifth of the steps, over the last fifth)."""
+    ends = []
+    for arm, rows in training.groupby("arm", sort=False):
+        curve = rows.groupby("step")["reward_graded"].mean().to_numpy()
+        fifth = max(1, len(curve) // 5)
+        ends.append((arm, float(curve[:fifth].mean()), float(curve[-fifth:].mean())))
+    return ends
+
+
+# ---------------------------------------------------------------- 3 benchmarks
+
+
+@styled
+def fig3_benchmarks(benchmarks: pd.DataFrame, benchmark_differences: pd.DataFrame) -> Figure:
+    """Scores of base and arms, and paired differences to base and to grpo, one row for each task and metric."""
+    rows = list(dict.fromkeys(zip(benchmarks["task"], benchmarks["metric"], strict=True)))
+    arms = list(dict.fromkeys(benchmarks["arm"]))
+    styles = arm_styles(arms)
+    guessed = _at_chance(benchmarks)
+    height = 1.0 + len(rows) * (0.16 + 0.1 * len(arms))
+    figure, (scores, to_base, to_grpo) = plt.subplots(
+        1, 3, figsize=(WIDTH, height), sharey=True, layout="constrained", width_ratios=[1.25, 1, 1]
+    )
+
+    means = _over_seeds(benchmarks, ["arm", "task", "metric"], ["value", "stderr", "chance"])
+    for row in means.itertuples():
+        key = (row.task, row.metric)
+        y = _row_place(rows, key, arms, row.arm)
+        faint = (row.arm, *key) in guessed
+        width = 1.96 * row.stderr
+        _point(scores, row.value, y, row.value - width, row.value + width, *styles[row.arm], faint=faint)
+    _chance_lines(scores, rows, benchmarks)
+    for y, key in enumerate(rows):
+        if all((arm, *key) in guessed for arm in arms):
+            scores.annotate("at chance", (1, -y), xycoords=("axes fraction", "data"), ha="right", va="center",
+                            fontsize=7, style="italic", color=GREY)  # fmt: skip
+    scores.set(xlabel="Score", xlim=(-0.03, 1.03), ylim=(-len(rows) + 0.5, 0.5))
+    scores.set_yticks([-y for y in range(len(rows))], [f"{_short_task(task)}\n{metric}" for task, metric in rows])
+    _title(scores, "a", "Scores")
+
+    for axes, letter, versus in ((to_base, "b", "base"), (to_grpo, "c", "grpo")):
+        _title(axes, letter, f"Difference to {versus}")
+        _differences(axes, benchmark_differences, versus, rows, arms, styles, guessed)
+    for axes in (scores, to_base, to_grpo):
+        for y in range(1, len(rows)):
+            axes.axhline(0.5 - y, color="#dddddd", lw=0.6, zorder=0)
+        axes.tick_params(axis="y", length=0)
+    chance = Line2D([], [], color="black", ls=":", lw=1, label="chance")
+    _arm_legend(figure, styles, line=False, extra=[chance])
+    return figure
+
+
+def _differences(axes: Axes, table, versus: str, rows, arms, styles, guessed) -> None:
+    chosen = table[table["versus"] == versus]
+    axes.axvline(0, color=GREY, lw=0.7, ls=":", zorder=0)
+    if chosen.empty:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=GREY, style="italic")
+        axes.set_xticks([])
+        return
+    for row in _over_seeds(chosen, ["arm", "task", "metric"], ["difference", "low", "high"]).itertuples():
+        key = (row.task, row.metric)
+        y = _row_place(rows, key, arms, row.arm)
+        faint = (row.arm, *key) in guessed and (versus, *key) in guessed
+        _point(axes, row.difference, y, row.low, row.high, *styles[row.arm], faint=faint)
+    limit = max(abs(end) for end in axes.get_xlim())
+    axes.set(xlim=(-limit, limit), xlabel="Difference in score")
+
+
+def _row_place(rows: list, key: tuple, arms: list[str], arm: str) -> float:
+    """Rows go down by one; the arms of a row are spread over two thirds of it, first arm on top."""
+    return -rows.index(key) + 0.66 * (0.5 - (arms.index(arm) + 0.5) / len(arms))
+
+
+def _at_chance(benchmarks: pd.DataFrame) -> set[tuple[str, str, str]]:
+    """(arm, task, metric) that are at chance for all of the arm's seeds."""
+    grouped = benchmarks.assign(guess=benchmarks["at_chance"].astype(bool)).groupby(["arm", "task", "metric"])["guess"]
+    return {key for key, guess in grouped.all().items() if guess}
+
+
+def _chance_lines(axes: Axes, rows: list, benchmarks: pd.DataFrame) -> None:
+    chances = benchmarks.groupby(["task", "metric"])["chance"].mean()
+    for y, key in enumerate(rows):
+        if chances[key] > 0:
+            axes.plot([chances[key]] * 2, [-y - 0.42, -y + 0.42], color="black", ls=":", lw=1, zorder=0)
+
+
+def _short_task(task: str) -> str:
+    return task.removeprefix("enigma_")
+
+
+def fig3_caption(benchmarks: pd.DataFrame, benchmark_differences: pd.DataFrame) -> str:
+    guessed, arms = _at_chance(benchmarks), list(dict.fromkeys(benchmarks["arm"]))
+    keys = list(dict.fromkeys(zip(benchmarks["task"], benchmarks["metric"], strict=True)))
+    chance = [f"{_short_task(t)} {m}" for t, m in keys if all((arm, t, m) in guessed for arm in arms)]
+    counts = ", ".join(f"{_short_task(task)} {n}" for task, n in benchmarks.groupby("task", sort=False)["n"].max().items())
+    seeds = benchmarks["seed"].nunique()
+    return (
+        "(a) Benchmark scores with 95% intervals over items; dotted: chance. (b, c) Paired differences to base and to grpo "
+        f"on the same items, 95% bootstrap intervals, not corrected for the number of comparisons. Items: {counts}. "
+        + (f"Means over {seeds} seeds, whose spread the intervals do not hold. " if seeds > 1 else "")
+        + "Faint: not told from chance, so a difference there says little. "
+        + (f"At chance for every model: {', '.join(chance)}." if chance else "No task is at chance for every model.")
+    )
+
+
+# ---------------------------------------------------------------- 4 geometry
+
+
+@styled
+def fig4_geometry(geometry: pd.DataFrame) -> Figure:
+    """Fisher-Rao distance, and curves over layers of five measures, every arm against the untrained model."""
+    styles = arm_styles(geometry["arm"])
+    shown = [
+        ("sinkhorn", "Sinkhorn divergence"),
+        ("cka_distance", "1 - linear CKA"),
+        ("effective_rank", "Effective rank"),
+        ("participation_ratio", "Participation ratio"),
+        ("anisotropy", "Anisotropy"),
+    ]
+    table = pd.concat([geometry, _cka_distance(geometry)], ignore_index=True)
+    figure, grid = plt.subplots(2, 3, figsize=(WIDTH, 4.1), layout="constrained")
+    first, *others = grid.flat
+    _title(first, "a", "Fisher-Rao distance (rad)")
+    _distances(first, geometry[geometry["measure"] == "fisher_rao"], styles)
+    for letter, axes, (measure, text) in zip("bcdef", others, shown, strict=True):
+        _title(axes, letter, text)
+        chosen = table[(table["measure"] == measure) & table["value"].notna()]
+        if chosen.empty:
+            _not_measured(axes)
+            continue
+        for arm, of_arm in chosen.groupby("arm", sort=False):
+            _layer_curve(axes, of_arm, *styles[arm])
+        base = table[table["measure"] == f"{measure}_base"]
+        if not base.empty and "base" not in set(chosen["arm"]):
+            _layer_curve(axes, base.drop_duplicates("layer"), *ARMS["base"])
+        axes.set_xlabel("Layer")
+    if any(str(measure).endswith("_base") for measure in geometry["measure"].unique()):
+        styles = {"base": ARMS["base"]} | styles
+    _arm_legend(figure, styles, line=True)
+    return figure
+
+
+def _cka_distance(geometry: pd.DataFrame) -> pd.DataFrame:
+    cka = geometry[geometry["measure"] == "cka"]
+    ends = {"value": 1 - cka["value"], "low": 1 - cka["high"], "high": 1 - cka["low"]}
+    return cka.assign(measure="cka_distance", **ends)
+
+
+def _distances(axes: Axes, table: pd.DataFrame, styles: dict) -> None:
+    table = table[table["value"].notna()]
+    if table.empty:
+        _not_measured(axes)
+        return
+    means = _over_seeds(table, ["arm"], ["value", "low", "high"])
+    for y, row in enumerate(means.itertuples()):
+        _point(axes, row.value, -y, row.low, row.high, *styles[row.arm])
+    axes.set_yticks([-y for y in range(len(means))], means["arm"])
+    axes.set(ylim=(-len(means) + 0.4, 0.6), xlabel="Distance to base (0 to π)")
+    axes.set_xlim(left=0)
+
+
+def _layer_curve(axes: Axes, table: pd.DataFrame, colour: str, marker: str) -> None:
+    """Mean over seeds with its band; markers where there are few layers."""
+    means = _over_seeds(table, ["layer"], ["value", "low", "high"]).sort_values("layer")
+    few = len(means) <= 10
+    axes.plot(means["layer"], means["value"], color=colour, marker=marker if few else None, ms=3)
+    if means["low"].notna().any() and len(means) > 1:
+        axes.fill_between(means["layer"].astype(float), means["low"], means["high"], color=colour, alpha=0.18, lw=0)
+    elif means["low"].notna().any():
+        axes.errorbar(means["layer"], means["value"], yerr=_errors(means["value"], means["low"], means["high"]),
+                      color=colour, **INTERVAL)  # fmt: skip
+
+
+def fig4_caption(geometry: pd.DataFrame) -> str:
+    distances = geometry[geometry["measure"] == "fisher_rao"].dropna(subset=["value"])
+    means = _over_seeds(distances, ["arm"], ["value", "low", "high"])
+    facts = "; ".join(f"{row.arm} {interval_text(row.value, row.low, row.high)}" for row in means.itertuples())
+    return (
+        "Geometry of trained arms against the untrained model, same held-out prompts and token ids. (a) Fisher-Rao distance "
+        "between next-token distributions, at most π. (b) to (f) by layer, layer 0 being the embedding. Bands and bars: 95% "
+        f"intervals over prompts. Fisher-Rao distance: {facts or 'not measured'}."
+    )
+
+
+# ---------------------------------------------------------------- 5 directions
+
+
+@styled
+def fig5_directions(directions: pd.DataFrame) -> Figure:
+    """One panel for each arm: share of the displacement's energy along the principle directions, by layer, and null."""
+    styles = arm_styles(directions["arm"])
+    columns = min(3, len(styles))
+    rows = math.ceil(len(styles) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(WIDTH, 0.7 + 1.9 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for letter, axes, (arm, (colour, marker)) in zip("abcdefghij", grid.flat, styles.items(), strict=False):
+        table = directions[(directions["arm"] == arm) & directions["observed"].notna()]
+        _title(axes, letter, arm)
+        if table.empty:
+            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=GREY, style="italic")
+            continue
+        _direction_panel(axes, table, colour, marker)
+    for axes in list(grid.flat)[len(styles) :]:
+        axes.axis("off")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("Share of energy")
+    for axes in grid[-1]:
+        axes.set_xlabel("Layer")
+    handles = [
+        Line2D([], [], color=GREY, marker="o", ls="", label="observed, p < 0.05"),
+        Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="observed, p ≥ 0.05"),
+        Line2D([], [], color="black", ls="--", lw=0.8, label="mean of random subspaces"),
+        Patch(color="#cccccc", label="their central 95%"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _direction_panel(axes: Axes, table: pd.DataFrame, colour: str, marker: str) -> None:
+    means = _over_seeds(table, ["layer"], ["observed", "null_mean", "null_low", "null_high"]).sort_values("layer")
+    layers = means["layer"].astype(float).to_numpy()
+    if len(layers) == 1:  # a band needs a width
+        axes.errorbar(layers, means["null_mean"], color="#bbbbbb", lw=0, elinewidth=8, zorder=0,
+                      yerr=_errors(means["null_mean"], means["null_low"], means["null_high"]))  # fmt: skip
+    axes.fill_between(layers, means["null_low"], means["null_high"], color="#cccccc", lw=0)
+    axes.plot(layers, means["null_mean"], color="black", ls="--", lw=0.8)
+    axes.plot(layers, means["observed"], color=colour, lw=0.8)
+    for row in table.itertuples():
+        face = colour if row.p_value < 0.05 else "white"
+        axes.plot(row.layer, row.observed, marker, color=colour, mfc=face, ms=3.5, mew=0.8)
+    p_value = joint_p_value(table)
+    axes.text(0.97, 0.96, f"p = {p_value:.2g}", ha="right", va="top", transform=axes.transAxes, fontsize=7)
+
+
+def joint_p_value(table: pd.DataFrame) -> float:
+    """Largest over seeds of twice the median over layers of the p-values: one number however the layers depend."""
+    return max(min(1.0, 2 * float(run.median())) for _, run in table.groupby("seed", dropna=False)["p_value"])
+
+
+def fig5_caption(directions: pd.DataFrame) -> str:
+    measured = directions.dropna(subset=["observed"])
+    facts = ", ".join(f"{arm} {joint_p_value(rows):.2g}" for arm, rows in measured.groupby("arm", sort=False))
+    return (
+        "Principles as directions: share of the energy of the displacement (trained minus untrained hidden states, held-out "
+        "prompts) in the span of the arm's principle directions, by layer, against random subspaces of equal dimension. "
+        f"p: twice the median over layers, the largest over seeds: {facts}."
+    )
+
+
+# ---------------------------------------------------------------- 6 legibility
+
+
+@styled
+def fig6_legibility(legibility: pd.DataFrame) -> Figure:
+    """Bound with own and with untrained critic, perplexity under the untrained model, format, for base and arms."""
+    keys = [column for column in ("arm", "set") if column in legibility.columns]
+    cases = legibility[keys].drop_duplicates().reset_index(drop=True)
+    names = [_case_name(row, cases) for row in cases.itertuples()]
+    styles = arm_styles(cases["arm"])
+    figure, (bounds, surprise, rewards) = plt.subplots(
+        1, 3, figsize=(WIDTH, 1.25 + 0.26 * len(cases)), sharey=True, layout="constrained", width_ratios=[1.2, 1, 0.9]
+    )
+    kinds = [(bounds, "row_bound", False), (bounds, "row_bound_base_critic", True), (surprise, "perplexity_base", False),
+             (rewards, "reward_graded", False), (rewards, "reward_strict", True)]  # fmt: skip
+    for axes, column, hollow in kinds:
+        for y, case in cases.iterrows():
+            chosen = legibility[(legibility[keys] == case).all(axis=1)].mean(numeric_only=True)
+            value, low, high = (chosen.get(name, np.nan) for name in (column, f"{column}_low", f"{column}_high"))
+            if np.isfinite(value):
+                shift = 0.0 if axes is surprise else (-0.14 if hollow else 0.14)
+                _point(axes, value, -y + shift, low, high, *styles[case["arm"]], hollow=hollow)
+    for axes, columns in ((bounds, kinds[:2]), (surprise, kinds[2:3]), (rewards, kinds[3:])):
+        if not any(_has(legibility, column) for _, column, _ in columns):
+            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=GREY, style="italic")
+    if _has(legibility, "k"):
+        for k in sorted(legibility["k"].dropna().unique()):
+            bounds.axvline(math.log(k), color=GREY, lw=0.7, ls="--", zorder=0)
+            bounds.annotate(f"log {k:g}", (math.log(k), 0), xycoords=("data", "axes fraction"), xytext=(-2, 2),
+                            textcoords="offset points", ha="right", va="bottom", fontsize=7, color=GREY)  # fmt: skip
+    bounds.axvline(0, color=GREY, lw=0.7, ls=":", zorder=0)
+    bounds.set_yticks([-y for y in range(len(cases))], names)
+    bounds.set(ylim=(-len(cases) + 0.4, 0.6), xlabel="Row bound (nats)")
+    surprise.set_xlabel("Perplexity under base")
+    rewards.set(xlabel="Format reward", xlim=(-0.05, 1.05))
+    for axes, letter, text in ((bounds, "a", "Principle in the text"), (surprise, "b", "Fluency"), (rewards, "c", "Format")):
+        _title(axes, letter, text)
+        axes.tick_params(axis="y", length=0)
+    filled, hollow = ({"color": GREY, "marker": "o", "ls": "", "mfc": face} for face in (GREY, "white"))
+    handles = [Line2D([], [], label="own critic (a), graded (c)", **filled),
+               Line2D([], [], label="untrained critic (a), strict (c)", **hollow)]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _case_name(case, cases: pd.DataFrame) -> str:
+    """The arm; with its set where the arm was measured under more than one."""
+    return f"{case.arm}, {case.set} set" if (cases["arm"] == case.arm).sum() > 1 else case.arm
+
+
+def fig6_caption(legibility: pd.DataFrame) -> str:
+    counts = ""
+    if _has(legibility, "completions"):
+        counts = f", {int(legibility['completions'].max())} completions a model"
+    return (
+        f"Is the principle legible after training? Held-out questions{counts}. (a) Row bound of each model's completions "
+        "with its own critic (filled) and with the untrained model as critic (hollow). A bound that rises for the model's "
+        "own critic alone is a private code. (b) Perplexity of the completions under the untrained model. (c) Graded "
+        "(filled) and strict (hollow) format reward. Bars: 95% intervals over questions; seeds averaged."
+    )
+
+
+# ---------------------------------------------------------------- 7 claims
+
+
+@styled
+def fig7_claims(claims: pd.DataFrame) -> Figure:
+    """The claims table as a picture: claim, deciding effect on a scale of its own, numbers, verdict."""
+    wrapped = [textwrap.wrap(f"{row.claim}", 46) for row in claims.itertuples()]
+    measures = [textwrap.wrap(str(row.measure), 30) for row in claims.itertuples()]
+    heights = [0.17 + 0.125 * max(len(a), len(b) + 1) for a, b in zip(wrapped, measures, strict=True)]
+    figure = plt.figure(figsize=(WIDTH, sum(heights) + 0.42))
+    axes = figure.add_axes([0, 0, 1, 1])
+    axes.set(xlim=(0, WIDTH), ylim=(-sum(heights) - 0.1, 0.32))
+    axes.axis("off")
+    for x, text in ((0.05, "Claim"), (3.22, "Effect (own scale; above 0 favours)"), (6.0, "Verdict")):
+        axes.text(x, 0.12, text, weight="bold", va="center")
+    top = 0.0
+    for row, claim, measure, height in zip(claims.itertuples(), wrapped, measures, heights, strict=True):
+        axes.axhline(top, color="#bbbbbb", lw=0.5)
+        _claim_row(axes, row, claim, measure, top - height / 2)
+        top -= height
+    axes.axhline(top, color="#bbbbbb", lw=0.5)
+    return figure
+
+
+def _claim_row(axes: Axes, row, claim: list[str], measure: list[str], y: float) -> None:
+    colour, symbol = VERDICT[row.verdict]
+    centre, reach = 3.55, 0.33
+    axes.text(0.05, y, row.id, weight="bold", va="center")
+    axes.text(0.42, y, "\n".join(claim), va="center", fontsize=7, linespacing=1.15)
+    text = "\n".join([*measure, interval_text(row.value, row.low, row.high)])
+    axes.text(4.05, y, text, va="center", fontsize=6.5, linespacing=1.15)
+    axes.text(6.0, y, f"{symbol} {row.verdict}", va="center", color=colour, weight="bold", fontsize=7)
+    axes.plot([centre] * 2, [y - 0.13, y + 0.13], color=GREY, lw=0.7, ls=":")
+    if math.isnan(row.value):
+        return
+    ends = [end for end in (row.value, row.low, row.high) if not math.isnan(end)]
+    scale = reach / (max(abs(end) for end in ends) or 1.0)
+    at = [centre + scale * end for end in (row.value, row.low, row.high)]
+    _point(axes, at[0], y, at[1], at[2], colour, "o", hollow=row.verdict == UNDECIDED)
+
+
+def fig7_caption(claims: pd.DataFrame) -> str:
+    counts = claims["verdict"].value_counts()
+    tally = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICT)
+    return (
+        f"The paper's claims as judged here: {tally}. Each row shows the part that decided, with its 95% interval on a scale "
+        "of its own; effects are signed so that above zero favours the claim. Rules were written before the run and stand "
+        "in the claims table, with all parts in its notes. A verdict is about this model, data and budget."
+    )
+
+
+# ---------------------------------------------------------------- reading, drawing, saving
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a figure is made: from which tables, and with which facts of the profile."""
+
+    draw: Callable[..., Figure]
+    caption: Callable[..., str]
+    tables: tuple[str, ...]
+    options: Callable[[object], dict] = lambda profile: {}
+
+
+FIGURES = {
+    "fig1_sufficiency": Entry(fig1_sufficiency, fig1_caption, ("sufficiency",)),
+    "fig2_training": Entry(
+        fig2_training, fig2_caption, ("training",), lambda profile: {"k": profile.trainer.num_principles}
+    ),
+    "fig3_benchmarks": Entry(fig3_benchmarks, fig3_caption, ("benchmarks", "benchmark_differences")),
+    "fig4_geometry": Entry(fig4_geometry, fig4_caption, ("geometry",)),
+    "fig5_directions": Entry(fig5_directions, fig5_caption, ("directions",)),
+    "fig6_legibility": Entry(fig6_legibility, fig6_caption, ("legibility",)),
+    "fig7_claims": Entry(fig7_claims, fig7_caption, ("claims",)),
+}
+
+
+def make(profile, results, name: str) -> Figure:
+    """Draw the figure `name` from its tables, save it with its caption and return it.
+
+    Raises KeyError for an unknown name, InputError naming the notebook to run first when a table is missing.
+    """
+    entry = FIGURES[name]
+    frames = [results.read_table(table) for table in entry.tables]
+    options = entry.options(profile)
+    figure = entry.draw(*frames, **options)
+    results.save_figure(name, figure, entry.caption(*frames, **options), inputs=entry.tables)
+    return figure

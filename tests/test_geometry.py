@@ -1,0 +1,466 @@
+"""Geometry: every measure on data with a known answer, and the stage on a tiny model with planted adapters."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+from enigma import geometry
+from enigma.errors import InputError
+from enigma.geometry import (
+    StateReader,
+    anisotropy,
+    displacement_share,
+    effective_rank,
+    fisher_rao,
+    greedy_completions,
+    intrinsic_dimension,
+    jackknife_interval,
+    linear_cka_debiased,
+    measured_layers,
+    participation_ratio,
+    permutation_p,
+    principal_angles,
+    probe_hits,
+    random_subspace_null,
+    shared_prefix,
+    span_basis,
+    variance_ratio,
+)
+from enigma.profile import BUILTIN, load_profile
+from enigma.results import Results
+from enigma.transport import sinkhorn_divergence
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def rotation(rng, d):
+    return np.linalg.qr(rng.standard_normal((d, d)))[0]
+
+
+# ---- distributions -------------------------------------------------------------------------------------------------
+
+
+def test_fisher_rao_of_coins():
+    # On the sphere of square roots the coin (p, 1 - p) stands at the angle arccos sqrt p.
+    for p, q in ((0.5, 0.5), (0.9, 0.1), (0.3, 0.30001), (0.999999, 0.2)):
+        expected = 2 * abs(math.acos(math.sqrt(p)) - math.acos(math.sqrt(q)))
+        logits = [torch.tensor([r, 1 - r], dtype=torch.float64).log() for r in (p, q)]
+        assert fisher_rao(*logits).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_fisher_rao_reaches_pi_and_zero():
+    apart = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]])
+    assert fisher_rao(apart[0], apart[1]).item() == pytest.approx(math.pi, rel=1e-3)
+    assert fisher_rao(apart[0], apart[0]).item() == 0
+    logits = torch.randn(4, 1000)
+    assert (fisher_rao(logits, logits + 7) < 1e-5).all()
+
+
+def test_fisher_rao_is_the_information_metric():
+    # ds^2 = sum dp^2 / p for a small step.
+    p = torch.softmax(torch.linspace(-1, 1, 50, dtype=torch.float64), 0)
+    step = torch.sin(torch.arange(50, dtype=torch.float64)) * 1e-7
+    q = p + step - step.mean()
+    expected = ((q - p) ** 2 / p).sum().sqrt()
+    assert fisher_rao(p.log(), q.log()).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_fisher_rao_obeys_the_triangle_and_takes_half_precision():
+    a, b, c = torch.randn(3, 20, 100, generator=torch.Generator().manual_seed(0))
+    assert (fisher_rao(a, c) <= fisher_rao(a, b) + fisher_rao(b, c) + 1e-6).all()
+    half = fisher_rao(a.bfloat16(), b.bfloat16())
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, fisher_rao(a.bfloat16().double(), b.bfloat16().double()).float(), rtol=1e-5)
+
+
+# ---- clouds --------------------------------------------------------------------------------------------------------
+
+
+def test_cka_of_a_rotated_shifted_scaled_cloud_is_one(rng):
+    x = rng.standard_normal((40, 12))
+    assert linear_cka_debiased(x, 3 * x @ rotation(rng, 12) + 5) == pytest.approx(1)
+
+
+def test_debiased_cka_of_independent_clouds_is_zero_on_average(rng):
+    values = [linear_cka_debiased(rng.standard_normal((20, 60)), rng.standard_normal((20, 50))) for _ in range(200)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
+    assert np.std(values) < 0.2  # the biased estimator stands near 0.7 here
+
+
+def test_unbiased_hsic_equals_its_definition_over_quadruples(rng):
+    x, y = rng.standard_normal((6, 2)), rng.standard_normal((6, 3))
+    k, m = (geometry._gram_without_diagonal(cloud) for cloud in (x, y))
+    def kernel(i, j, q, r):
+        return k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])
+
+    expected = np.mean([kernel(*four) for four in permutations(range(6), 4)])
+    assert geometry._unbiased_hsic(k, m) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("measure", [effective_rank, participation_ratio])
+def test_ranks_of_a_known_spectrum(measure, rng):
+    # Orthogonal columns of equal length: every eigenvalue is the same.
+    basis = np.linalg.qr(rng.standard_normal((60, 8)))[0]
+    basis = np.linalg.qr(basis - basis.mean(0))[0]
+    assert measure(basis[:, :5] @ rotation(rng, 5)) == pytest.approx(5)
+    assert measure(basis[:, :1]) == pytest.approx(1)
+    wide = basis[:, :5] @ np.linalg.qr(rng.standard_normal((200, 5)))[0].T
+    assert measure(wide + 100) == pytest.approx(5)
+
+
+def test_ranks_of_two_eigenvalues(rng):
+    basis = np.linalg.qr(rng.standard_normal((30, 3)))[0]
+    basis = np.linalg.qr(basis - basis.mean(0))[0][:, :2] * [math.sqrt(3), 1]
+    assert effective_rank(basis) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert participation_ratio(basis) == pytest.approx(16 / 10)
+    assert math.isnan(effective_rank(np.ones((4, 3)))) and math.isnan(participation_ratio(np.ones((4, 3))))
+
+
+def test_anisotropy(rng):
+    assert anisotropy(np.outer([1.0, 2.0, 5.0], [1.0, 1.0])) == pytest.approx(1)
+    assert anisotropy(np.eye(4)) == pytest.approx(0)
+    assert anisotropy([[1.0, 0.0], [-1.0, 0.0]]) == pytest.approx(-1)
+    x = rng.standard_normal((7, 3))
+    units = x / np.linalg.norm(x, axis=1, keepdims=True)
+    expected = np.mean([units[i] @ units[j] for i in range(7) for j in range(7) if i != j])
+    assert anisotropy(x) == pytest.approx(expected)
+
+
+def test_principal_angles_of_a_known_rotation(rng):
+    x = rng.standard_normal((200, 6)) * [20, 10, 1, 1, 1, 1]
+    angle = 0.4
+    turn = np.eye(6)
+    turn[np.ix_([0, 2], [0, 2])] = [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+    found = principal_angles(x, x @ turn + 3, 2)
+    assert found.shape == (2,)
+    assert found[0] == pytest.approx(angle, abs=0.02)
+    assert found[1] == pytest.approx(0, abs=0.02)
+    assert principal_angles(x, x, 6) == pytest.approx(np.zeros(6), abs=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [2, 5])
+def test_intrinsic_dimension_of_an_embedded_cube(dimension, rng):
+    flat = rng.random((600, dimension)) @ np.linalg.qr(rng.standard_normal((40, dimension)))[0].T
+    found = intrinsic_dimension(np.concatenate([flat, flat[:50]]))
+    assert found == pytest.approx(dimension, rel=0.15)
+    assert found == intrinsic_dimension(flat)
+
+
+def test_variance_ratio(rng):
+    x = np.concatenate([rng.standard_normal((4000, 2)) + [2, 0], rng.standard_normal((4000, 2)) - [2, 0]])
+    labels = np.repeat([0, 1], 4000)
+    assert variance_ratio(x, labels) == pytest.approx(4 / 2, rel=0.05)
+    assert variance_ratio(x, rng.permutation(labels)) < 0.01
+
+
+def test_probe_tells_apart_what_can_be_told_and_nothing_else(rng):
+    labels, groups = np.repeat([0, 1, 2], 20), np.tile(np.arange(20), 3)
+    x = rng.standard_normal((60, 30))
+    assert abs(probe_hits(x, labels, groups).mean() - 1 / 3) < 0.2
+    x[np.arange(60), labels] += 10
+    assert probe_hits(x, labels, groups).mean() > 0.9
+
+
+def test_probe_does_not_see_the_group_it_is_asked_about(rng):
+    # Every group has its own code for the labels, so nothing carries over to another group.
+    codes = rng.standard_normal((20, 3, 40))
+    x = np.concatenate([codes[:, label] for label in range(3) for _ in range(2)])
+    labels, groups = np.repeat([0, 1, 2], 40), np.tile(np.arange(20), 6)
+    assert probe_hits(x, labels, groups).mean() < 0.55
+
+
+def test_sinkhorn_of_gaussian_clouds_nears_the_wasserstein_distance(rng):
+    x = torch.from_numpy(rng.standard_normal((400, 2)))
+    y = torch.from_numpy(rng.standard_normal((400, 2)) * [2, 1] + [3, 0])
+    assert sinkhorn_divergence(y, x, 0.05, scale=1.0).item() == pytest.approx(10, rel=0.15)
+
+
+# ---- displacement and directions -----------------------------------------------------------------------------------
+
+
+def test_displacement_inside_and_outside_the_span(rng):
+    basis = rotation(rng, 20)
+    directions = rng.standard_normal((3, 4)) @ basis[:, :4].T
+    inside = rng.standard_normal((10, 3)) @ directions
+    outside = rng.standard_normal((10, 16)) @ basis[:, 4:].T
+    assert displacement_share(inside, directions) == pytest.approx(1)
+    assert displacement_share(outside, directions) == pytest.approx(0, abs=1e-12)
+    outside *= np.linalg.norm(inside) / np.linalg.norm(outside)
+    assert displacement_share(inside + outside, directions) == pytest.approx(0.5)
+    assert math.isnan(displacement_share(np.zeros((2, 20)), directions))
+    assert math.isnan(displacement_share(inside, np.zeros((2, 20))))
+
+
+def test_span_basis_drops_dependent_directions(rng):
+    directions = rng.standard_normal((2, 9))
+    basis = span_basis(np.concatenate([directions, directions[:1] * 2]))
+    assert basis.shape == (9, 2)
+    assert basis.T @ basis == pytest.approx(np.eye(2), abs=1e-12)
+    assert ((directions @ span_basis(directions)).sum(0) > 0).all()
+
+
+def test_isotropic_null_has_the_mean_of_its_dimension(rng):
+    null = random_subspace_null(rng.standard_normal((5, 40)), 4, 600, 0)
+    assert null.shape == (600,)
+    assert null.mean() == pytest.approx(0.1, abs=0.005)
+
+
+def test_covariance_null_is_the_harder_one(rng):
+    spread = np.ones(40)
+    spread[:2] = 10
+    states, displacement = rng.standard_normal((100, 40)) * spread, rng.standard_normal((5, 40)) * spread
+    isotropic = random_subspace_null(displacement, 2, 300, 0)
+    harder = random_subspace_null(displacement, 2, 300, 0, states + 50)
+    assert harder.mean() > 5 * isotropic.mean()
+    assert np.array_equal(harder, random_subspace_null(displacement, 2, 300, 0, states + 50))
+
+
+def test_permutation_p_value_is_uniform_where_nothing_is_to_be_found():
+    rng, spread = np.random.default_rng(1), np.linspace(5, 0.1, 30)
+    p_values = []
+    for seed in range(200):
+        states = rng.standard_normal((200, 30)) * spread
+        displacement, directions = rng.standard_normal((6, 30)) * spread, rng.standard_normal((3, 30)) * spread
+        null = random_subspace_null(displacement, 3, 199, seed, states)
+        p_values.append(permutation_p(displacement_share(displacement, directions), null))
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_permutation_p_value_counts_ties_and_finds_a_planted_direction(rng):
+    assert permutation_p(2.0, [1.0, 2.0, 3.0]) == 0.75
+    assert permutation_p(9.0, np.zeros(99)) == 0.01
+    states, directions = rng.standard_normal((100, 30)), rng.standard_normal((2, 30))
+    displacement = rng.standard_normal((8, 2)) @ directions + 0.3 * rng.standard_normal((8, 30))
+    null = random_subspace_null(displacement, 2, 199, 0, states)
+    assert permutation_p(displacement_share(displacement, directions), null) == 1 / 200
+
+
+# ---- intervals, input ----------------------------------------------------------------------------------------------
+
+
+def test_jackknife_of_a_mean_is_the_classical_interval(rng):
+    values = rng.standard_normal(8)
+    interval = jackknife_interval(lambda keep: values[keep].mean(), np.arange(8))
+    low, high = stats.t.interval(0.95, 7, values.mean(), values.std(ddof=1) / math.sqrt(8))
+    assert interval == pytest.approx((values.mean(), low, high))
+
+
+def test_jackknife_leaves_whole_units_out():
+    owner, seen = np.repeat(np.arange(20), 3), []
+
+    def statistic(keep):
+        seen.append(keep)
+        return 0.0
+
+    jackknife_interval(statistic, owner)
+    assert seen[0].all()
+    for keep in seen[1:]:
+        assert set(owner[keep]).isdisjoint(owner[~keep])
+    assert (sum((~keep).astype(int) for keep in seen[1:]) == 1).all()
+    assert len(seen) == 9
+    assert math.isnan(jackknife_interval(statistic, np.zeros(5)).low)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: effective_rank(np.zeros(3)), "x: shape"),
+        (lambda: effective_rank([[np.nan, 1.0]]), "x: holds NaN"),
+        (lambda: linear_cka_debiased(np.zeros((3, 2)), np.zeros((3, 2))), "at least 4"),
+        (lambda: linear_cka_debiased(np.zeros((5, 2)), np.zeros((6, 2))), "5 and 6 rows"),
+        (lambda: principal_angles(np.eye(3), np.eye(3), 4), "k: found 4"),
+        (lambda: displacement_share(np.zeros((0, 3)), np.eye(3)), "displacement: shape"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- reading states ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, [1, 2]), (10, list(range(1, 11))), (30, list(range(3, 31, 3)))])
+def test_measured_layers(count, expected):
+    assert measured_layers(count) == expected
+
+
+def test_measured_layers_end_with_the_last():
+    for count in range(1, 60):
+        layers = measured_layers(count)
+        assert layers[-1] == count and 1 <= layers[0] and len(layers) <= 10
+
+
+def test_shared_prefix_leaves_every_prompt_a_token():
+    assert shared_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert shared_prefix([[1, 2], [1, 2]]) == 1
+    assert shared_prefix([[1], [1, 2]]) == 0
+    assert shared_prefix([[1, 2, 3]]) == 2
+
+
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_states_equal_one_dense_forward_each(toy_model, prefix):
+    model = toy_model().eval()
+    prompts = [[7, 8, 9, 10, 11, 12], [7, 8, 9, 10, 11, 20, 21, 22]]
+    completions = [[30, 31, 32, 33], [40, 41]]
+    reader = StateReader(model, prompts[0][:prefix], [1, 2])
+    for _ in range(2):  # reading leaves the shared beginning as it was
+        read = list(reader.read(prompts, completions, logits=True))
+        for prompt, completion, (hidden, logits) in zip(prompts, completions, read, strict=True):
+            with torch.no_grad():
+                dense = model(input_ids=torch.tensor([prompt + completion]), output_hidden_states=True)
+            expected = torch.stack([dense.hidden_states[i][0, len(prompt) :] for i in (1, 2)])
+            assert torch.allclose(hidden, expected, atol=1e-5)
+            assert torch.allclose(logits, dense.logits[0, len(prompt) - 1 : -1], atol=1e-4)
+
+
+def test_greedy_completions_are_the_argmax_and_stop_at_the_end(toy_model, toy_tokenizer):
+    model = toy_model().eval()
+    prompts = [[7, 8, 9], [20, 21, 22, 23, 24]]
+    found = greedy_completions(model, toy_tokenizer, prompts, 6, 2)
+    for prompt, completion in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        for token in completion:
+            with torch.no_grad():
+                assert model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item() == token
+            ids.append(token)
+    third = found[0][2]
+    model.generation_config.eos_token_id = [third, toy_tokenizer.eos_token_id]
+    stopped = greedy_completions(model, toy_tokenizer, prompts[:1], 6, 2)[0]
+    assert stopped == found[0][: found[0].index(third) + 1]
+
+
+# ---- the stage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch, toy_model, toy_tokenizer):
+    """A profile with three arms on a toy model: one untouched adapter, one small, one large; the calls of load_policy."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    from enigma import assets
+
+    data = yaml.safe_load((BUILTIN / "smoke.yaml").read_text())
+    data["geometry"] |= {"prompts": 6, "max_tokens": 12, "permutations": 39}
+    data["arms"] = {name: {"set": kind, "lambda_sami": 0.0, "lambda_ot": 0.0}
+                    for name, kind in (("still", "high"), ("small", "high"), ("large", "low"))}  # fmt: skip
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    profile = load_profile(tmp_path / "toy.yaml")
+    results = Results(profile, tmp_path / "results")
+    names = [principle.name for principle in geometry.load_pool("default")]
+    results.write_yaml("selection", {"high": {"principles": names[:3]}, "low": {"principles": names[3:6]}}, "chosen")
+    for arm, size in (("still", 0.0), ("small", 0.02), ("large", 0.3)):
+        torch.manual_seed(1)
+        model = get_peft_model(toy_model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=size) if size else torch.nn.init.zeros_(weight)
+        model.save_pretrained(results.run_folder(arm, 0) / "adapter")
+    calls = []
+
+    def load_policy(spec, adapter, seed=0):
+        calls.append(adapter)
+        model = toy_model()
+        return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval(), toy_tokenizer
+
+    monkeypatch.setattr(assets, "load_policy", load_policy)
+    return profile, results, calls
+
+
+def pick(frame, measure, arm, layer=2):
+    return frame[(frame.measure == measure) & (frame.arm == arm) & (frame.layer == layer)].iloc[0]
+
+
+def test_stage_measures_what_was_planted(stage):
+    profile, results, _ = stage
+    frames = geometry.run(profile, results)
+    table = frames["geometry"]
+    assert list(table.columns) == ["arm", "seed", "layer", "measure", "value", "low", "high"]
+    assert list(dict.fromkeys(table.arm)) == ["still", "small", "large"]
+    for measure, still in (("fisher_rao", 0), ("sinkhorn", 0), ("displacement", 0), ("principal_angle", 0), ("cka", 1)):
+        assert pick(table, measure, "still").value == pytest.approx(still, abs=1e-3)
+    for measure in ("fisher_rao", "sinkhorn", "displacement"):
+        small, large = pick(table, measure, "small"), pick(table, measure, "large")
+        assert 0 < small.value < large.value
+        assert large.low < large.value < large.high
+    assert pick(table, "effective_rank", "still").value == pytest.approx(pick(table, "effective_rank_base", "large").value)
+    assert set(table[table.measure == "fisher_rao"].layer) == {2}
+    assert set(table[table.measure == "sinkhorn"].layer) == {1, 2}
+    assert table.value.notna().all()
+    assert table[table.measure.str.startswith("probe_accuracy")].value.between(0, 1).all()
+
+    directions = frames["directions"]
+    moved = directions[directions.arm != "still"]
+    assert moved.observed.between(0, 1).all() and moved.p_value.between(1 / 40, 1).all()
+    assert (moved.isotropic == 3 / 32).all()
+    assert ((moved.null_low <= moved.null_mean) & (moved.null_mean <= moved.null_high)).all()
+    assert directions[directions.arm == "still"].observed.isna().all()
+    points = frames["projection"]
+    assert set(points[points.arm == "small"].kind) == {"principle", "displacement"}
+    for name, frame in frames.items():
+        read = results.read_table(name)
+        pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-5)
+
+
+def test_stage_resumes_by_weights_and_principles(stage):
+    profile, results, calls = stage
+    first = geometry.run(profile, results)
+    assert len(calls) == 4
+    again = geometry.run(profile, results)
+    assert len(calls) == 4
+    for name in first:
+        pd.testing.assert_frame_equal(first[name], again[name])
+
+    weights = results.run_folder("small", 0) / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes((results.run_folder("large", 0) / "adapter" / "adapter_model.safetensors").read_bytes())
+    (results.run_folder("still", 0) / "geometry.json").write_text("{ half a file")
+    changed = geometry.run(profile, results)
+    assert [path and path.parent.name for path in calls[4:]] == [None, "still-s0", "small-s0"]
+    assert pick(changed["geometry"], "displacement", "small").value == pick(
+        changed["geometry"], "displacement", "large"
+    ).value
+    pd.testing.assert_frame_equal(
+        changed["geometry"].query("arm == 'large'"), first["geometry"].query("arm == 'large'"), check_exact=True
+    )
+
+
+def test_a_direction_that_was_planted_is_found(stage):
+    """Displacement set to the principles' own effect: all of its energy lies in their span."""
+    profile, results, _ = stage
+    sets = geometry._principle_sets(profile, results)
+    base = geometry._Base(profile, results, {"high": sets["high"]})
+    effect = (base.told["high"] - base.clouds.means[::2]).mean(1)
+    moved = geometry.Clouds(base.clouds.means + effect[0] - 2 * effect[2], base.clouds.tokens)
+    shares, _ = geometry._direction_rows(base, moved, "high")
+    for _, observed, _, null_mean, _, _, p_value in shares:
+        assert observed == pytest.approx(1, abs=1e-5)
+        assert null_mean < 0.9 and p_value == 1 / 40
+
+
+def test_missing_adapter_and_selection_are_named(stage):
+    profile, results, _ = stage
+    (results.run_folder("small", 0) / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match="small-s0.*02_train"):
+        geometry.run(profile, results)
+    results.write_yaml("selection", {"high": {"principles": ["no-such"]}}, "chosen")
+    with pytest.raises(InputError, match="no-such.*01_select"):
+        geometry.run(profile, results)
+
+
+def test_cached_file_is_plain_json(stage):
+    profile, results, _ = stage
+    geometry.run(profile, results)
+    part = json.loads((results.run_folder("still", 0) / "geometry.json").read_text())
+    assert set(part) == {"key", "geometry", "directions", "projection"}
