@@ -64,6 +64,8 @@ class Part:
         return self.verdict or decide(self.effect, self.margin)
 
     def text(self) -> str:
+        if math.isnan(self.effect.value) and not self.verdict:
+            return f"{self.name}: {self.detail}"
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.name}: {interval_text(*self.effect)}, {self.judged()}{detail}"
 
@@ -411,7 +413,7 @@ def directed_change(tables: Tables) -> Finding:
              rows[["observed", "null_mean", "null_low", "null_high"]].to_numpy(dtype=float)],
             independent=False,
         )  # fmt: skip
-        p_value = max(min(1.0, 2 * float(run.median())) for _, run in rows.groupby("seed")["p_value"])
+        p_value = joint_p_value(rows)
         general = decide(effect, ENERGY_MARGIN)
         significant = p_value < 0.05 and effect.value > 0
         verdict = SUPPORTED if significant else (UNDECIDED if general == SUPPORTED else general)
@@ -422,6 +424,11 @@ def directed_change(tables: Tables) -> Finding:
     if not math.isnan(contrast.effect.value):
         notes.append(f"grpo, for contrast: {interval_text(*contrast.effect)}, {contrast.detail}")
     return Finding([measured(name, lambda: part("enigma_high"))], notes)
+
+
+def joint_p_value(rows: pd.DataFrame) -> float:
+    """Largest over seeds of twice the median p-value over layers, a valid p-value however the layers depend."""
+    return max(min(1.0, 2 * float(run.median())) for _, run in rows.groupby("seed")["p_value"])
 
 
 @claim(

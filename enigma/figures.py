@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from .claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from .claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, joint_p_value
 from .results import interval_text
 
 WIDTH = 7.0  # inches, two columns of a paper
@@ -257,7 +257,7 @@ def _curve(axes: Axes, arm: pd.DataFrame, column: str, colour: str) -> None:
     if runs.isna().all(axis=None):
         return
     smooth = runs.rolling(smoothing_window(len(runs)), center=True, min_periods=1).mean()
-    axes.plot(runs.index, runs, color=colour, lw=0.5, alpha=FAINT)
+    axes.plot(runs.index, runs, color=colour, lw=0.5, alpha=FAINT / runs.shape[1])
     axes.plot(smooth.index, smooth.mean(axis=1), color=colour)
     if runs.shape[1] > 1:
         axes.fill_between(smooth.index, *seed_band(smooth), color=colour, alpha=0.18, lw=0)
@@ -398,36 +398,46 @@ def fig3_caption(benchmarks: pd.DataFrame, benchmark_differences: pd.DataFrame) 
 
 @styled
 def fig4_geometry(geometry: pd.DataFrame) -> Figure:
-    """Fisher-Rao distance, and curves over layers of five measures, every arm against the untrained model."""
+    """Fisher-Rao distance, and curves over layers of eight measures: between the models, of each cloud, of principles."""
     styles = arm_styles(geometry["arm"])
     shown = [
+        ("displacement", "Displacement / state norm"),
         ("sinkhorn", "Sinkhorn divergence"),
         ("cka_distance", "1 - linear CKA"),
         ("effective_rank", "Effective rank"),
-        ("participation_ratio", "Participation ratio"),
+        ("intrinsic_dimension", "Intrinsic dimension (TwoNN)"),
         ("anisotropy", "Anisotropy"),
+        ("separability", "Principles: between / within"),
+        ("probe_accuracy", "Principles: probe accuracy"),
     ]
     table = pd.concat([geometry, _cka_distance(geometry)], ignore_index=True)
-    figure, grid = plt.subplots(2, 3, figsize=(WIDTH, 4.1), layout="constrained")
+    figure, grid = plt.subplots(3, 3, figsize=(WIDTH, 5.6), layout="constrained")
     first, *others = grid.flat
     _title(first, "a", "Fisher-Rao distance (rad)")
     _distances(first, geometry[geometry["measure"] == "fisher_rao"], styles)
-    for letter, axes, (measure, text) in zip("bcdef", others, shown, strict=True):
+    for letter, axes, (measure, text) in zip("bcdefghi", others, shown, strict=True):
         _title(axes, letter, text)
         chosen = table[(table["measure"] == measure) & table["value"].notna()]
         if chosen.empty:
             _not_measured(axes)
             continue
+        for base in _base_curves(table, measure):
+            _layer_curve(axes, base, *ARMS["base"])
         for arm, of_arm in chosen.groupby("arm", sort=False):
             _layer_curve(axes, of_arm, *styles[arm])
-        base = table[table["measure"] == f"{measure}_base"]
-        if not base.empty and "base" not in set(chosen["arm"]):
-            _layer_curve(axes, base.drop_duplicates("layer"), *ARMS["base"])
+    for axes in grid[-1]:
         axes.set_xlabel("Layer")
-    if any(str(measure).endswith("_base") for measure in geometry["measure"].unique()):
+    if geometry["measure"].str.endswith("_base").any():
         styles = {"base": ARMS["base"]} | styles
     _arm_legend(figure, styles, line=True)
     return figure
+
+
+def _base_curves(table: pd.DataFrame, measure: str) -> list[pd.DataFrame]:
+    """The untrained model's curves, each once: arms that share a principle set share the curve."""
+    rows = table[(table["measure"] == f"{measure}_base") & table["value"].notna()]
+    curves = {tuple(run["value"]): run for _, run in rows.groupby(["arm", "seed"], sort=False)}
+    return list(curves.values())
 
 
 def _cka_distance(geometry: pd.DataFrame) -> pd.DataFrame:
@@ -467,8 +477,10 @@ def fig4_caption(geometry: pd.DataFrame) -> str:
     facts = "; ".join(f"{row.arm} {interval_text(row.value, row.low, row.high)}" for row in means.itertuples())
     return (
         "Geometry of trained arms against the untrained model, same held-out prompts and token ids. (a) Fisher-Rao distance "
-        "between next-token distributions, at most π. (b) to (f) by layer, layer 0 being the embedding. Bands and bars: 95% "
-        f"intervals over prompts. Fisher-Rao distance: {facts or 'not measured'}."
+        "between next-token distributions, at most π. (b) to (d) between the two models' states, by layer; (e) to (g) of each "
+        "model's states; (h, i) how well principles in the prompt can be told from the states. Grey: the untrained model, "
+        "one curve for each principle set where that matters. Bands and bars: 95% intervals over prompts, seeds averaged. "
+        f"Fisher-Rao distance: {facts or 'not measured'}."
     )
 
 
@@ -486,7 +498,7 @@ def fig5_directions(directions: pd.DataFrame) -> Figure:
     )
     for letter, axes, (arm, (colour, marker)) in zip("abcdefghij", grid.flat, styles.items(), strict=False):
         table = directions[(directions["arm"] == arm) & directions["observed"].notna()]
-        _title(axes, letter, arm)
+        _title(axes, letter, arm if table.empty else f"{arm}, p = {joint_p_value(table):.2g}")
         if table.empty:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=GREY, style="italic")
             continue
@@ -495,8 +507,9 @@ def fig5_directions(directions: pd.DataFrame) -> Figure:
         axes.axis("off")
     for axes in grid[:, 0]:
         axes.set_ylabel("Share of energy")
-    for axes in grid[-1]:
+    for axes in list(grid.flat)[: len(styles)][-columns:]:  # the lowest panel of each column
         axes.set_xlabel("Layer")
+        axes.tick_params(labelbottom=True)
     handles = [
         Line2D([], [], color=GREY, marker="o", ls="", label="observed, p < 0.05"),
         Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="observed, p ≥ 0.05"),
@@ -519,13 +532,6 @@ def _direction_panel(axes: Axes, table: pd.DataFrame, colour: str, marker: str) 
     for row in table.itertuples():
         face = colour if row.p_value < 0.05 else "white"
         axes.plot(row.layer, row.observed, marker, color=colour, mfc=face, ms=3.5, mew=0.8)
-    p_value = joint_p_value(table)
-    axes.text(0.97, 0.96, f"p = {p_value:.2g}", ha="right", va="top", transform=axes.transAxes, fontsize=7)
-
-
-def joint_p_value(table: pd.DataFrame) -> float:
-    """Largest over seeds of twice the median over layers of the p-values: one number however the layers depend."""
-    return max(min(1.0, 2 * float(run.median())) for _, run in table.groupby("seed", dropna=False)["p_value"])
 
 
 def fig5_caption(directions: pd.DataFrame) -> str:
@@ -606,14 +612,14 @@ def fig6_caption(legibility: pd.DataFrame) -> str:
 @styled
 def fig7_claims(claims: pd.DataFrame) -> Figure:
     """The claims table as a picture: claim, deciding effect on a scale of its own, numbers, verdict."""
-    wrapped = [textwrap.wrap(f"{row.claim}", 46) for row in claims.itertuples()]
-    measures = [textwrap.wrap(str(row.measure), 30) for row in claims.itertuples()]
+    wrapped = [textwrap.wrap(row.claim, 44) for row in claims.itertuples()]
+    measures = [textwrap.wrap(row.measure, 36) for row in claims.itertuples()]
     heights = [0.17 + 0.125 * max(len(a), len(b) + 1) for a, b in zip(wrapped, measures, strict=True)]
     figure = plt.figure(figsize=(WIDTH, sum(heights) + 0.42))
     axes = figure.add_axes([0, 0, 1, 1])
     axes.set(xlim=(0, WIDTH), ylim=(-sum(heights) - 0.1, 0.32))
     axes.axis("off")
-    for x, text in ((0.05, "Claim"), (3.22, "Effect (own scale; above 0 favours)"), (6.0, "Verdict")):
+    for x, text in ((0.05, "Claim"), (3.0, "Effect (own scale; above 0 favours)"), (6.0, "Verdict")):
         axes.text(x, 0.12, text, weight="bold", va="center")
     top = 0.0
     for row, claim, measure, height in zip(claims.itertuples(), wrapped, measures, heights, strict=True):
@@ -626,11 +632,11 @@ def fig7_claims(claims: pd.DataFrame) -> Figure:
 
 def _claim_row(axes: Axes, row, claim: list[str], measure: list[str], y: float) -> None:
     colour, symbol = VERDICT[row.verdict]
-    centre, reach = 3.55, 0.33
+    centre, reach = 3.33, 0.33
     axes.text(0.05, y, row.id, weight="bold", va="center")
     axes.text(0.42, y, "\n".join(claim), va="center", fontsize=7, linespacing=1.15)
     text = "\n".join([*measure, interval_text(row.value, row.low, row.high)])
-    axes.text(4.05, y, text, va="center", fontsize=6.5, linespacing=1.15)
+    axes.text(3.85, y, text, va="center", fontsize=6.5, linespacing=1.15)
     axes.text(6.0, y, f"{symbol} {row.verdict}", va="center", color=colour, weight="bold", fontsize=7)
     axes.plot([centre] * 2, [y - 0.13, y + 0.13], color=GREY, lw=0.7, ls=":")
     if math.isnan(row.value):
@@ -645,7 +651,8 @@ def fig7_caption(claims: pd.DataFrame) -> str:
     counts = claims["verdict"].value_counts()
     tally = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICT)
     return (
-        f"The paper's claims as judged here: {tally}. Each row shows the part that decided, with its 95% interval on a scale "
+        f"The paper's claims (C, from its abstract; H, from a secondary account) and a check of our own (L), as judged "
+        f"here: {tally}. Each row shows the part that decided, with its 95% interval on a scale "
         "of its own; effects are signed so that above zero favours the claim. Rules were written before the run and stand "
         "in the claims table, with all parts in its notes. A verdict is about this model, data and budget."
     )

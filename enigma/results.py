@@ -42,6 +42,7 @@ from .errors import InputError
 NOTEBOOK_OF = {
     "sufficiency": "01_select",
     "selection": "01_select",
+    "creation": "01_select",
     "training": "02_train",
     "training_groups": "02_train",
     "training_checks": "02_train",
@@ -52,6 +53,7 @@ NOTEBOOK_OF = {
     "benchmark_speed": "03_benchmark",
     "geometry": "04_geometry",
     "directions": "04_geometry",
+    "projection": "04_geometry",
     "steadiness": "05_report",
     "claims": "05_report",
 }
@@ -311,7 +313,7 @@ def _markdown_cell(value) -> str:
 
 def _markdown_text(text: str) -> str:
     escaped = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]])", r"\\\1", escaped)
+    return re.sub(r"([\\`*_]|\](?=[(\[]))", r"\\\1", escaped)  # a bracket matters only where it could be a link's
 
 
 # ---------------------------------------------------------------- results of one profile

@@ -162,6 +162,7 @@ def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: R
         lambda_ot=coefficients.lambda_ot,
         reward_weights=[1.0, 0.0],
         seed=profile.seeds.sampling + seed,
+        use_cpu=not torch.cuda.is_available(),
         bf16=profile.model.dtype == "bfloat16",
         gradient_checkpointing=False,
         logging_steps=1,
