@@ -102,6 +102,7 @@ def test_debiased_cka_of_independent_clouds_is_zero_on_average(rng):
 def test_unbiased_hsic_equals_its_definition_over_quadruples(rng):
     x, y = rng.standard_normal((6, 2)), rng.standard_normal((6, 3))
     k, m = (geometry._gram_without_diagonal(cloud) for cloud in (x, y))
+
     def kernel(i, j, q, r):
         return k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])
 
@@ -257,6 +258,13 @@ def test_jackknife_of_a_mean_is_the_classical_interval(rng):
     assert interval == pytest.approx((values.mean(), low, high))
 
 
+def test_jackknife_of_a_positive_statistic_is_that_of_its_logarithm(rng):
+    values = rng.standard_normal(8)
+    plain = jackknife_interval(lambda keep: values[keep].mean(), np.arange(8))
+    positive = jackknife_interval(lambda keep: math.exp(values[keep].mean()), np.arange(8), positive=True)
+    assert positive == pytest.approx(np.exp(plain))
+
+
 def test_jackknife_leaves_whole_units_out():
     owner, seen = np.repeat(np.arange(20), 3), []
 
@@ -395,7 +403,9 @@ def test_stage_measures_what_was_planted(stage):
         small, large = pick(table, measure, "small"), pick(table, measure, "large")
         assert 0 < small.value < large.value
         assert large.low < large.value < large.high
-    assert pick(table, "effective_rank", "still").value == pytest.approx(pick(table, "effective_rank_base", "large").value)
+    assert pick(table, "effective_rank", "still").value == pytest.approx(
+        pick(table, "effective_rank_base", "large").value
+    )
     assert set(table[table.measure == "fisher_rao"].layer) == {2}
     assert set(table[table.measure == "sinkhorn"].layer) == {1, 2}
     assert table.value.notna().all()
@@ -428,9 +438,10 @@ def test_stage_resumes_by_weights_and_principles(stage):
     (results.run_folder("still", 0) / "geometry.json").write_text("{ half a file")
     changed = geometry.run(profile, results)
     assert [path and path.parent.name for path in calls[4:]] == [None, "still-s0", "small-s0"]
-    assert pick(changed["geometry"], "displacement", "small").value == pick(
-        changed["geometry"], "displacement", "large"
-    ).value
+    assert (
+        pick(changed["geometry"], "displacement", "small").value
+        == pick(changed["geometry"], "displacement", "large").value
+    )
     pd.testing.assert_frame_equal(
         changed["geometry"].query("arm == 'large'"), first["geometry"].query("arm == 'large'"), check_exact=True
     )
@@ -441,7 +452,7 @@ def test_a_direction_that_was_planted_is_found(stage):
     profile, results, _ = stage
     sets = geometry._principle_sets(profile, results)
     base = geometry._Base(profile, results, {"high": sets["high"]})
-    effect = (base.told["high"] - base.clouds.means[::2]).mean(1)
+    effect = (base.told["high"] - base.clouds.means).mean(1)
     moved = geometry.Clouds(base.clouds.means + effect[0] - 2 * effect[2], base.clouds.tokens)
     shares, _ = geometry._direction_rows(base, moved, "high")
     for _, observed, _, null_mean, _, _, p_value in shares:
