@@ -1,4 +1,4 @@
-"""Command line: `python -m enigma check|run|fetch`.
+"""Command line: `python -m enigma check|run|cite|fetch`.
 
 A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
 """
@@ -67,6 +67,14 @@ def fetch(args: argparse.Namespace) -> None:
     print(embedded_folder())
 
 
+def cite(args: argparse.Namespace) -> None:
+    """Print a figure's caption, file, hash, commit and BibTeX, and the paper's."""
+    from enigma.profile import load_profile
+    from enigma.results import Results
+
+    print(Results(load_profile(args.profile), args.results).cite(args.figure))
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -83,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("profile", help="a name or a path to a YAML file")
     command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
     command.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage, for example 03_benchmark")
+    command = add(cite, "how to cite a figure and the paper")
+    command.add_argument("figure", help="for example fig2_training")
+    command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
     add(fetch, "put the embedded model into the cache")
     return parser
 

@@ -92,6 +92,7 @@ class Sufficiency(Section):
     samples: Count
     max_tokens: Count
     contrast: Literal["others", "antithesis", "both"]
+    heldout: Annotated[int, Field(ge=2)]
     batch_size: Count
     resamples: Annotated[int, Field(ge=10)]
 

@@ -278,6 +278,18 @@ def last_checkpoint(folder: Path, key: str) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
+def transcripts(profile, results, count: int) -> pd.DataFrame:
+    """The first `count` completions of the first and the last step of every run, as text."""
+    rows = []
+    for arm, seed in profile.runs():
+        lines = (results.run_folder(arm, seed) / "rollouts.jsonl").read_text().splitlines()
+        kept = pd.DataFrame([json.loads(line) for line in lines])
+        for step in (kept.step.min(), kept.step.max()):
+            rows.append(kept[kept.step == step].head(count).assign(arm=arm, seed=seed))
+    columns = ["arm", "seed", "step", "principle", "question", "completion", "graded"]
+    return pd.concat(rows, ignore_index=True)[columns]
+
+
 # Tables.
 
 
@@ -376,7 +388,7 @@ def _carried(profile, adapter: Path | None, principles: list[Principle]) -> dict
     """Sample one model on held-out questions and score the completions under itself and under the untrained model."""
     spec, model_spec = profile.sufficiency, profile.model
     model, tokenizer = load_policy(model_spec, adapter, profile.seeds.initialisation)
-    questions = load_questions(profile.questions, "heldout", spec.questions, profile.seeds.data)
+    questions = load_questions(profile.questions, "heldout", spec.heldout, profile.seeds.data)
     style = dict(placement=profile.prompts.placement, demonstration=profile.prompts.demonstration)
     encoded = [[prompts.encode(tokenizer, prompts.messages(q, p.text, **style)) for p in principles] for q in questions]
     source = [k for k in range(len(principles)) for _ in range(spec.samples)]

@@ -1,0 +1,45 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4. Geometry
+#
+# What training did to the hidden states, on held-out prompts and the same token ids for every model, and whether the
+# displacement lies along the directions in which the principles themselves move the untrained model.
+
+# %% tags=["parameters"]
+profile = "cpu"
+root = "../results"
+
+# %%
+from enigma import figures, geometry
+from enigma.profile import load_profile
+from enigma.results import Results
+
+experiment = load_profile(profile)
+results = Results(experiment, root)
+
+# %%
+tables = geometry.run(experiment, results)
+
+# %%
+tables["geometry"].pivot_table(index=["arm", "layer"], columns="measure", values="value", sort=False).round(4)
+
+# %%
+figures.make(experiment, results, "fig4_geometry");
+
+# %% [markdown]
+# The share of each arm's displacement that lies along its principles, against random subspaces of equal dimension.
+
+# %%
+figures.make(experiment, results, "fig5_directions");

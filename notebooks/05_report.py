@@ -1,0 +1,49 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. The paper's claims, and what was measured here
+#
+# Each claim has a decision rule that was written down before the run. A claim that does not reproduce is a finding.
+
+# %% tags=["parameters"]
+profile = "cpu"
+root = "../results"
+
+# %%
+from enigma import claims, figures
+from enigma.profile import load_profile
+from enigma.results import Results
+
+experiment = load_profile(profile)
+results = Results(experiment, root)
+
+# %%
+table = claims.run(experiment, results)
+table[["id", "claim", "measure", "value", "low", "high", "verdict", "paper"]]
+
+# %%
+figures.make(experiment, results, "fig7_claims");
+
+# %% [markdown]
+# How each verdict came about.
+
+# %%
+for row in table.itertuples():
+    print(f"{row.id} {row.verdict}\n  rule: {row.rule}\n  note: {row.note}\n")
+
+# %% [markdown]
+# The run record, and an index of everything that was written.
+
+# %%
+print(results.write_record().name, results.write_index().name)
