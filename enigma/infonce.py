@@ -8,6 +8,7 @@ arXiv 2404.14313; that siblings are never negatives is our choice).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 class SymmetricInfoNCE(NamedTuple):
-    """Scalars in nats. `loss` is the mean of `row` and `column`; the bounds are at most log K and log(1 + negatives)."""
+    """Scalars in nats. `loss` is the mean of `row` and `column`; the bounds bound I(Y;C|X) from below."""
 
     loss: Tensor
     row: Tensor
@@ -25,11 +26,12 @@ class SymmetricInfoNCE(NamedTuple):
 
 
 class InfoNCETerms(NamedTuple):
-    """Per-completion losses (N,) in nats, and the number of negatives (N,) of the column loss."""
+    """Per completion, (N,) each, in nats: the losses, the column bound and the most that it can be."""
 
     row: Tensor
     column: Tensor
-    negatives: Tensor
+    column_bound: Tensor
+    column_limit: Tensor
 
 
 def symmetric_infonce(scores: Tensor, source: Tensor) -> SymmetricInfoNCE:
@@ -37,7 +39,16 @@ def symmetric_infonce(scores: Tensor, source: Tensor) -> SymmetricInfoNCE:
 
         row_i    = -log softmax_k(S[i, :])[k(i)]
         column_i = -log( e^{S[i,k(i)]} / (e^{S[i,k(i)]} + sum_{j: k(j) != k(i)} e^{S[j,k(i)]}) )
-        row_bound = log K - mean row,    column_bound = mean_i log(1 + negatives_i) - mean column
+        row_bound = log K - mean row
+        column_bound = mean_i log( (1 + m) e^{S[i,k(i)]} / (e^{S[i,k(i)]} + m Z_i) )
+            with Z_i the mean over principles c of the mean of e^{S[j,k(i)]} over j != i with k(j) = c
+
+    The column loss leaves siblings out, so its negatives come from the other principles alone and
+    log(1 + negatives) - column bounds the divergence from those, not I(Y;C|X): on a toy where the information is log 2
+    it reaches log(1 + negatives). The column bound therefore compares with the marginal, in which the own principle has
+    its share of 1/K, by way of the siblings. m = K min(siblings, completions of any other principle). It holds for
+    every critic (negatives stratified by principle exceed independent ones in no convex loss), approaches the
+    information as completions grow when the critic is the pointwise mutual information, and is 0 without siblings.
 
     Args:
         scores: (N, K) critic values in nats. Computed in float32, or float64 when that comes in.
@@ -50,33 +61,51 @@ def symmetric_infonce(scores: Tensor, source: Tensor) -> SymmetricInfoNCE:
         ValueError: shapes that do not fit, K below 2, NaN or infinite scores, a source out of range, or a
             principle without completions.
 
-    Source: METHOD.md section 4 (paper: a SAMI-style symmetric InfoNCE; the exact form is our choice).
+    Source: METHOD.md sections 4 and 6 (paper: a SAMI-style symmetric InfoNCE; the exact form is our choice; the column
+    bound departs from section 6 for the reason above).
     """
-    row, column, negatives = infonce_terms(scores, source)
-    row_loss, column_loss = row.mean(), column.mean()
+    terms = infonce_terms(scores, source)
+    row, column = terms.row.mean(), terms.column.mean()
     return SymmetricInfoNCE(
-        loss=(row_loss + column_loss) / 2,
-        row=row_loss,
-        column=column_loss,
-        row_bound=torch.log(torch.tensor(float(scores.shape[1]), dtype=row.dtype, device=row.device)) - row_loss,
-        column_bound=torch.log1p(negatives).mean() - column_loss,
+        loss=(row + column) / 2,
+        row=row,
+        column=column,
+        row_bound=math.log(scores.shape[1]) - row,
+        column_bound=terms.column_bound.mean(),
     )
 
 
 def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:
-    """The per-completion losses that `symmetric_infonce` averages. Same arguments, same errors."""
+    """The per-completion values that `symmetric_infonce` averages. Same arguments, same errors."""
     _check(scores, source)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     source = source.long()
+    k = scores.shape[1]
     n = torch.arange(len(source), device=scores.device)
-    row = -torch.log_softmax(scores, dim=1)[n, source]
-    # [i, j]: the score of completion j under i's own principle. Siblings other than i itself are left out.
+    own = scores[n, source]
+    # [i, j]: the score of completion j under i's own principle.
     columns = scores[:, source].T
     sibling = source[:, None] == source[None, :]
-    others = sibling & ~torch.eye(len(n), dtype=torch.bool, device=scores.device)
-    own = scores[n, source]
-    column = torch.logsumexp(columns.masked_fill(others, float("-inf")), dim=1) - own
-    return InfoNCETerms(row, column, (~sibling).sum(1).to(scores.dtype))
+    itself = torch.eye(len(n), dtype=torch.bool, device=scores.device)
+    column = torch.logsumexp(columns.masked_fill(sibling & ~itself, float("-inf")), dim=1) - own
+    counts = torch.bincount(source, minlength=k)
+    # m / K for each completion: draws of every principle that the marginal's estimate stands for.
+    draws = torch.minimum(counts[source] - 1, _fewest_of_others(counts)[source]).to(scores.dtype)
+    available = (counts[source][None, :] - sibling.long()).clamp(min=1).to(scores.dtype)
+    marginal = torch.logsumexp((columns - available.log()).masked_fill(itself, float("-inf")), dim=1)
+    limit = torch.log1p(k * draws)
+    return InfoNCETerms(
+        row=-torch.log_softmax(scores, dim=1)[n, source],
+        column=column,
+        column_bound=limit + own - torch.logaddexp(own, marginal + draws.log()),
+        column_limit=limit,
+    )
+
+
+def _fewest_of_others(counts: Tensor) -> Tensor:
+    """(K,): the smallest count among the other principles."""
+    others = counts.repeat(len(counts), 1)
+    return others.masked_fill(torch.eye(len(counts), dtype=torch.bool, device=counts.device), counts.max()).min(1).values
 
 
 def pointwise_mutual_information(scores: Tensor) -> Tensor:
@@ -86,7 +115,7 @@ def pointwise_mutual_information(scores: Tensor) -> Tensor:
     change under it. Source: METHOD.md section 6 (our choice).
     """
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    return torch.log_softmax(scores, dim=1) + torch.log(torch.tensor(float(scores.shape[1]), dtype=scores.dtype))
+    return torch.log_softmax(scores, dim=1) + math.log(scores.shape[1])
 
 
 def _check(scores: Tensor, source: Tensor) -> None:

@@ -118,6 +118,7 @@ class Trainer(Section):
     num_principles: Count
     max_completion_length: Count
     learning_rate: Positive
+    lr_scheduler_type: Literal["constant", "linear", "cosine"]
     beta: NotNegative
     sami_temperature: Positive
     sami_span: Literal["completion", "reasoning"]

@@ -173,10 +173,11 @@ def _question_bounds(scores, source, principle, keep) -> tuple[float, float, flo
         source = torch.tensor([keep.index(k) for k in source[member].tolist()])
     terms = infonce_terms(pointwise_mutual_information(scores), source)
     mine = slice(None) if principle is None else source == principle
-    limit = torch.log1p(terms.negatives[mine])
-    column = limit - terms.column[mine]
     row = math.log(scores.shape[1]) - terms.row[mine]
-    return float(row.mean()), float(column.mean()), float((column / limit).mean())
+    column = terms.column_bound[mine]
+    # Without siblings there is no column bound.
+    share = (column / terms.column_limit[mine]).mean()
+    return float(row.mean()), float(column.mean()), float(share)
 
 
 def estimate(
@@ -201,7 +202,7 @@ def estimate(
     Returns:
         A row for the set (`level` = set, first) and one for each principle, with `row_bound`, `column_bound` (nats),
         `si` = row bound / log K, in (-inf, 1], their interval ends, and `si_sym`, the mean of the row bound over
-        log K and of the column bound over log(1 + negatives).
+        log K and of the column bound over its limit (NaN with one completion per principle: siblings are needed).
 
     Raises:
         ValueError: no question, or matrices that `enigma.infonce` refuses.
@@ -397,7 +398,7 @@ def run(profile, results) -> dict[str, pd.DataFrame]:
 CAPTION = (
     "Sufficiency of principles and sets on the untrained model: row and column mutual-information bounds (nats) and "
     "SI = row bound / log K, with 95 % intervals over questions. The sets were chosen on these questions, so their own "
-    "SI flatters them; `legibility` measures them on others."
+    "SI flatters them; the table legibility measures them on others."
 )
 
 
