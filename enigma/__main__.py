@@ -1,4 +1,4 @@
-"""Command line: `python -m enigma check|run|cite|fetch`.
+"""Command line: `python -m enigma check|run|sufficiency|cite|fetch`.
 
 A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from enigma.errors import InputError
 
@@ -67,12 +68,38 @@ def fetch(args: argparse.Namespace) -> None:
     print(embedded_folder())
 
 
+def sufficiency(args: argparse.Namespace) -> None:
+    """Rank the principles of a file by their Sufficiency Index, print the table and write it."""
+    from enigma.principles import load_pool
+    from enigma.profile import load_profile
+
+    profile = load_profile(args.profile)
+    load_pool(args.principles)
+    from enigma.sufficiency import rank
+
+    folder = Path(args.results) / "sufficiency" / Path(args.principles).stem
+    table = rank(profile, args.principles, folder)
+    shown = table[["name", "si", "si_low", "si_high", "row_bound", "row_low", "row_high", "questions"]]
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"SI = row bound / log K, K = {table.k.iloc[0]}; intervals are 95 %, over questions")
+    print(folder / "sufficiency.csv")
+
+
 def cite(args: argparse.Namespace) -> None:
     """Print a figure's caption, file, hash, commit and BibTeX, and the paper's."""
     from enigma.profile import load_profile
     from enigma.results import Results
 
     print(Results(load_profile(args.profile), args.results).cite(args.figure))
+
+
+def readme(args: argparse.Namespace) -> None:
+    """Write the measured numbers of a profile into README.md, between its markers."""
+    from enigma.profile import load_profile
+    from enigma.report import update_readme
+    from enigma.results import Results
+
+    print(update_readme(Path("README.md"), Results(load_profile(args.profile), args.results)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,8 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("profile", help="a name or a path to a YAML file")
     command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
     command.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage, for example 03_benchmark")
+    command = add(sufficiency, "rank your own principles")
+    command.add_argument("principles", help="a YAML file with a list under principles:")
+    command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
     command = add(cite, "how to cite a figure and the paper")
     command.add_argument("figure", help="for example fig2_training")
+    command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
+    command = add(readme, "write the measured numbers into README.md")
     command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
     command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
     add(fetch, "put the embedded model into the cache")

@@ -60,7 +60,7 @@ ARMS = {
 OTHER_ARMS = (("#56B4E9", "X"), ("#000000", "*"), ("#8C6D31", "<"), ("#5254A3", ">"))
 VERDICT = {SUPPORTED: ("#009E73", "●"), NOT_SUPPORTED: ("#D55E00", "✖"), UNDECIDED: ("#7f7f7f", "○")}
 FAINT = 0.35
-INTERVAL = dict(elinewidth=0.9, capsize=0)  # noqa: C408
+INTERVAL = dict(elinewidth=0.9, capsize=0)
 GREY = "#555555"
 
 

@@ -10,6 +10,7 @@ per principle and per set, with intervals over questions. High-SI and low-SI set
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -27,7 +28,7 @@ from enigma.infonce import infonce_terms, pointwise_mutual_information
 from enigma.principles import Principle, load_pool
 from enigma.progress import track
 from enigma.questions import load_questions
-from enigma.results import atomic_write_json
+from enigma.results import atomic_write_json, atomic_write_text, csv_text
 from enigma.scoring import completion_logprobs, reasoning_tokens
 from enigma.stats import mean_interval
 
@@ -315,12 +316,14 @@ def _greedy(candidates, size: int, value, best) -> tuple[int, ...]:
 
 def measure(model, tokenizer, principles: list[Principle], questions: list[str], *, spec, placement, demonstration,
             seed: int, folder: Path, key: str) -> Pool:
-    """Sample and score a pool on questions. Finished parts are kept in `folder` and reused while `key` is the same.
+    """Sample and score a pool on questions.
 
-    `spec` is the profile's `sufficiency` block. Costs, with K texts, `samples` completions each and Q questions:
-    Q x K x samples sampled completions, and as many scored under all the texts they compete with.
+    Finished parts are kept in `folder` and reused while `key`, the texts and the questions are the same. `spec` is the
+    profile's `sufficiency` block. With K texts, `samples` completions each and Q questions it samples Q x K x samples
+    completions, and scores each under all the texts it competes with.
     """
     texts, blocks = contrast_blocks(principles, spec.contrast)
+    key = hashlib.sha256(json.dumps([key, texts, questions]).encode()).hexdigest()[:16]
     source = [t for t in range(len(texts)) for _ in range(spec.samples)]
     per_part = max(1, spec.batch_size // len(source))
     parts = [questions[i : i + per_part] for i in range(0, len(questions), per_part)]
@@ -371,12 +374,37 @@ def sufficiency_table(pool: Pool, sets: dict[str, tuple[int, ...]], boot: dict) 
 
 def run(profile, results) -> dict[str, pd.DataFrame]:
     """Stage 1: measure the pool on the untrained model, choose the sets, write `sufficiency` and `selection`."""
+    pool = measure_pool(profile, load_pool(profile.principles.pool), results.runs / "select")
+    sets = select(pool, profile.principles.set_size)
+    table = sufficiency_table(pool, sets, dict(resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap))
+    results.write_table("sufficiency", table, CAPTION)
+    results.write_yaml("selection", _selection(table, sets, pool.principles), "The sets that stage 2 trains on.")
+    return {"sufficiency": table}
+
+
+def rank(profile, pool_file: str, folder: Path) -> pd.DataFrame:
+    """The principles of a file from the highest to the lowest SI over the reasoning span, also written to `folder`.
+
+    Model, prompts, questions and sample sizes are the profile's. Raises InputError as `load_pool` does, and for fewer
+    than two principles to tell apart.
+    """
+    principles = load_pool(pool_file)
+    if len(principles) < 2 and profile.sufficiency.contrast == "others":
+        raise InputError(f"{pool_file}: found 1 principle, expected at least 2 to tell apart")
+    pool = measure_pool(profile, principles, folder)
+    table = sufficiency_table(pool, {}, dict(resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap))
+    table = table[(table.level == "principle") & (table.span == "reasoning")].sort_values("si", ascending=False)
+    atomic_write_text(folder / "sufficiency.csv", csv_text(table))
+    return table
+
+
+def measure_pool(profile, principles: list[Principle], folder: Path) -> Pool:
+    """`measure` with the profile's model, prompts and questions."""
     from enigma.assets import load_model
 
-    principles = load_pool(profile.principles.pool)
     questions = load_questions(profile.questions, "select", profile.sufficiency.questions, profile.seeds.data)
     model, tokenizer = load_model(profile.model, profile.seeds.initialisation)
-    pool = measure(
+    return measure(
         model,
         tokenizer,
         principles,
@@ -385,14 +413,9 @@ def run(profile, results) -> dict[str, pd.DataFrame]:
         placement=profile.prompts.placement,
         demonstration=profile.prompts.demonstration,
         seed=profile.seeds.sampling,
-        folder=results.runs / "select",
+        folder=folder,
         key=profile.hash,
     )
-    sets = select(pool, profile.principles.set_size)
-    table = sufficiency_table(pool, sets, dict(resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap))
-    results.write_table("sufficiency", table, CAPTION)
-    results.write_yaml("selection", _selection(table, sets, principles), "The sets that stage 2 trains on.")
-    return {"sufficiency": table}
 
 
 CAPTION = (

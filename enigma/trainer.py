@@ -83,8 +83,7 @@ class EnigmaConfig(GRPOConfig):
             "entropy_coef": (self.entropy_coef == 0 and not self.use_adaptive_entropy, "0: not supported here"),
             "per_device_train_batch_size": (
                 self.per_device_train_batch_size % self.matched_set_size == 0,
-                f"a multiple of num_principles x num_generations = {self.matched_set_size}, "
-                "or a matched set would be split",
+                f"a multiple of {self.matched_set_size} = num_principles x num_generations, or a set is split",
             ),
         }
         for name, (holds, expected) in expect.items():
@@ -109,15 +108,13 @@ class EnigmaTrainer(GRPOTrainer):
 
     Raises:
         ValueError: a data set without matched sets of K rows; `lambda_ot` without a reference model.
+        TypeError: a configuration that is no `EnigmaConfig`.
     """
-
-    _tag_names = ["trl", "grpo", "enigma"]
-    _name = "ENIGMA"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, EnigmaConfig):
-            raise ValueError(f"args: found {type(self.args).__name__}, expected EnigmaConfig")
+            raise TypeError(f"args: found {type(self.args).__name__}, expected EnigmaConfig")
         if self.args.lambda_ot > 0 and not self._has_reference():
             raise ValueError("lambda_ot: the Sinkhorn term needs a reference; pass `peft_config`, or set beta above 0")
         self._scores = None

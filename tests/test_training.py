@@ -1,0 +1,122 @@
+"""Stage 2: a run that is cut off ends like one that was not; a run without signal says so."""
+
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from enigma import training
+from enigma.errors import InputError
+from enigma.principles import Principle
+from enigma.profile import load_profile
+from enigma.results import Results
+
+PRINCIPLES = [Principle(f"p{i}", f"do thing {i}", f"never do thing {i}", "f", "s") for i in range(4)]
+
+
+@pytest.fixture
+def stage(monkeypatch, toy_model, toy_tokenizer, tmp_path):
+    """The smoke profile on the toy model, with a reward that has spread."""
+    profile = load_profile("smoke")
+    monkeypatch.setenv("ENIGMA_HEADLESS", "1")
+    monkeypatch.setattr(training, "load_model", lambda spec, seed: (toy_model(), toy_tokenizer))
+
+    def letters(completions, **kwargs):
+        texts = [completion[0]["content"] for completion in completions]
+        return [sum(c.islower() for c in text) / (len(text) + 1) for text in texts]
+
+    monkeypatch.setattr(training, "graded_format_reward", letters)
+    return SimpleNamespace(profile=profile, results=lambda name: Results(profile, tmp_path / name))
+
+
+def tables(folder):
+    steps = pd.read_csv(folder / "steps.csv").drop(columns=["seconds", "peak_memory_gb"])
+    return steps, (folder / "rollouts.jsonl").read_text(), (folder / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(stage, monkeypatch):
+    whole = training.train(stage.profile, stage.results("whole"), "enigma_high", 0, PRINCIPLES)
+    results = stage.results("cut")
+
+    class Cut(training.Watch):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Watch", Cut)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(stage.profile, results, "enigma_high", 0, PRINCIPLES)
+    folder = results.run_folder("enigma_high", 0)
+    assert not (folder / "done.json").exists()
+    checkpoints = folder / "checkpoints"
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
+    # A checkpoint that was cut off while it was written has no marker and is passed over.
+    (checkpoints / "checkpoint-3").mkdir()
+    resumed = training.train(stage.profile, results, "enigma_high", 0, PRINCIPLES)
+    for a, b in zip(tables(whole), tables(resumed), strict=True):
+        assert a.equals(b) if isinstance(a, pd.DataFrame) else a == b
+    assert not checkpoints.exists()
+
+
+def test_a_finished_run_is_kept_and_another_profile_is_not(stage):
+    results = stage.results("kept")
+    folder = training.train(stage.profile, results, "grpo", 0, PRINCIPLES)
+    written = (folder / "adapter/adapter_model.safetensors").stat().st_mtime_ns
+    training.train(stage.profile, results, "grpo", 0, PRINCIPLES)
+    assert (folder / "adapter/adapter_model.safetensors").stat().st_mtime_ns == written
+    training.train(stage.profile, results, "grpo", 0, PRINCIPLES[::-1])
+    assert (folder / "adapter/adapter_model.safetensors").stat().st_mtime_ns != written
+
+
+def test_arms_see_the_same_questions_and_as_many_tokens_at_most(stage):
+    rows = {}
+    for arm in ("grpo", "enigma_high", "enigma_low"):
+        folder = training.train(stage.profile, stage.results(arm), arm, 0, PRINCIPLES)
+        lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+        rows[arm] = [(row["step"], row["question"], row["principle"]) for row in lines]
+        assert len(lines) == 3 * stage.profile.trainer.per_device_train_batch_size
+    assert rows["grpo"] == rows["enigma_high"] == rows["enigma_low"]
+
+
+def test_matched_prompts():
+    rows = training.matched_prompts(["a?", "b?"], PRINCIPLES, 2, 0, placement="question", demonstration=False)
+    assert [row["matched_set"] for row in rows] == ["q0", "q0", "q1", "q1"]
+    assert all(a["principle"] != b["principle"] for a, b in zip(rows[::2], rows[1::2], strict=True))
+    other = [Principle(f"o{i}", f"other {i}", None, None, None) for i in range(4)]
+    again = training.matched_prompts(["a?", "b?"], other, 2, 0, placement="question", demonstration=False)
+    assert [row["principle"][1] for row in rows] == [row["principle"][1] for row in again]
+
+
+def frames(rewards, spread):
+    steps = pd.DataFrame({"arm": "grpo", "seed": 0, "step": range(1, 11), "zero_spread": float(not spread)})
+    groups = pd.DataFrame(
+        [
+            {"arm": "grpo", "seed": 0, "step": s, "reward_graded": r + 0.01 * g}
+            for s, r in enumerate(rewards, 1)
+            for g in range(4)
+        ]
+    )
+    return steps, groups
+
+
+def test_checks_tell_gain_and_silence():
+    table = training.checks(*frames([0.1 * i for i in range(10)], spread=True), seed=0)
+    assert table.status[0] == "ok"
+    assert table.gain[0] == pytest.approx(0.8)
+    assert table.gain_low[0] < 0.8 < table.gain_high[0]
+    silent = training.checks(*frames([0.0] * 10, spread=False), seed=0)
+    assert silent.status[0] == "no signal"
+    strict = SimpleNamespace(trainer=SimpleNamespace(zero_spread="error"))
+    with pytest.raises(InputError, match="grpo-s0: no group of completions had any spread"):
+        training._fail_without_signal(strict, silent)
+
+
+def test_a_trained_model_moves_its_adapter(stage):
+    from safetensors.torch import load_file
+
+    folder = training.train(stage.profile, stage.results("moved"), "enigma_high", 0, PRINCIPLES)
+    weights = load_file(folder / "adapter/adapter_model.safetensors")
+    assert any("lora_B" in name and torch.count_nonzero(w) for name, w in weights.items())
