@@ -87,10 +87,13 @@ def _hub_column(spec, seed: int, where: str) -> list[str | None]:
         raise InputError(
             f"{where}: questions.revision: {spec.revision!a:.60}; expected a commit hash (40 hex); pin one"
         )
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     try:
-        table = load_dataset(spec.dataset, split=spec.split or "train", revision=spec.revision)
+        if spec.path:
+            table = Dataset.from_list(_hub_records(spec))
+        else:
+            table = load_dataset(spec.dataset, split=spec.split or "train", revision=spec.revision)
     except Exception as error:  # the library lets errors of many packages through
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{where}: cannot be loaded ({reason:.300}); check name, split and network") from error
@@ -106,6 +109,18 @@ def _hub_column(spec, seed: int, where: str) -> list[str | None]:
         kind = type(wrong[0]).__name__
         raise InputError(f"{where}: column {column!r} holds {kind}; expected text; set questions.column")
     return values
+
+
+def _hub_records(spec) -> list[dict]:
+    """The records of one JSON file of a data set, a list or a mapping from id to record.
+
+    For data sets that hold files and a loading script: the script is never run.
+    """
+    from huggingface_hub import hf_hub_download
+
+    path = hf_hub_download(spec.dataset, spec.path, repo_type="dataset", revision=spec.revision)
+    records = json.loads(Path(path).read_text(encoding="utf-8"))
+    return list(records.values()) if isinstance(records, dict) else records
 
 
 def _read_file(path: Path) -> list[tuple[str, str]]:

@@ -265,3 +265,28 @@ def test_hub_out_of_reach(hub):
     hub({}, error=ConnectionError("no\nroute"))
     with pytest.raises(InputError, match=r"someone/questions: cannot be loaded \(ConnectionError: no route\)"):
         load_questions(spec("hub", **PINNED), "train", 1, 0)
+
+
+def test_a_hub_file_of_records_needs_no_loading_script(tmp_path, monkeypatch):
+    """A mapping from id to record with CoT-Collection's columns, as its JSON file has them."""
+    import huggingface_hub
+
+    records = {
+        str(i): {"source": f"What is {i} plus one?", "target": str(i + 1), "rationale": "Count.", "task": "t"}
+        for i in range(60)
+    }
+    file = tmp_path / "cot.json"
+    file.write_text(json.dumps(records))
+    asked = {}
+
+    def download(dataset, path, **kwargs):
+        asked.update(kwargs, dataset=dataset, path=path)
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    spec = SimpleNamespace(
+        source="hub", path="data/cot.json", dataset="a/b", revision="a" * 40, column="source", split="train", rows=50
+    )
+    questions = load_questions(spec, "train", 10, 0)
+    assert len(set(questions)) == 10 and all(q.endswith("plus one?") for q in questions)
+    assert asked == {"repo_type": "dataset", "revision": "a" * 40, "dataset": "a/b", "path": "data/cot.json"}

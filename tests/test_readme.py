@@ -36,7 +36,7 @@ def test_the_trl_script_runs(tmp_path, toy_model, toy_tokenizer, monkeypatch):
     toy_tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    exec(code.replace("embedded_folder())", "'model')"), namespace)
+    exec(code.replace("embedded_folder())", "'model')"), namespace)  # noqa: S102
     logged = namespace["trainer"].state.log_history
     assert {"loss/sami", "loss/ot", "ot/divergence"} <= logged[0].keys()
     assert namespace["trainer"].state.global_step == 2
@@ -62,7 +62,7 @@ def test_smoke_profile_through_papermill(tmp_path):
     """All five notebooks, headless, from another working directory; then a second run that keeps what is done."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "enigma", "run", "smoke", "--results", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "out" / "smoke"
     assert len(list((folder / "notebooks").glob("*.ipynb"))) == 5
