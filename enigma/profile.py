@@ -433,19 +433,22 @@ def _shown(value, limit: int = 60) -> str:
 
 # ---- derived sizes -------------------------------------------------------------------------------------------------
 
-# Rates of the embedded model (134.5 M parameters) in bfloat16 on 2 CPU cores, from trial runs of the single parts;
-# other models are scaled by their number of parameters. An estimate to plan by, not a promise.
+# Rates of the embedded model (134.5 M parameters) in bfloat16 on 2 CPU cores, from the committed run of `cpu`; other
+# models are scaled by their number of parameters. An estimate to plan by, not a promise.
 EMBEDDED_PARAMETERS = 134.5e6
-SAMPLE_RATE = 105.0  # completion tokens sampled per second, 16 in a batch
-TRAIN_RATE = 275.0  # completion tokens x principles through forward and backward per second
-SCORE_RATE = 1000.0  # completion tokens x principles through a forward pass per second
-ITEM_SECONDS = 0.45  # one benchmark item with all its choices
+SAMPLE_RATE = 110.0  # completion tokens sampled per second, 16 or more in a batch
+TRAIN_RATE = 145.0  # completion tokens x principles through forward and backward per second
+SCORE_RATE = 660.0  # completion tokens x principles through a forward pass per second
+ITEM_SECONDS = 0.17  # one benchmark item with all its choices
 GEOMETRY_RATE = 100.0  # tokens per second for one model, all layers, with the Sinkhorn divergences
 STAGE_SECONDS = 20.0  # a stage's imports, model loading and figures
 BASE_MEMORY_GB = 1.2  # interpreter and libraries
 ACTIVATION_GB = 1.6  # per 1,000 completion tokens of a device batch, embedded model in bfloat16
-ITEMS = {"truthfulqa_mc1": 817, "truthfulqa_mc2": 817, "gpqa_main_zeroshot": 448, "gsm8k": 1319}
-OWN_ITEMS = 100  # one of the project's own tasks
+ITEMS = {
+    "enigma_reasoning": 160, "enigma_truthfulness": 117, "enigma_format": 32,
+    "truthfulqa_mc1": 817, "truthfulqa_mc2": 817, "gpqa_main_zeroshot": 448, "gsm8k": 1319,
+}  # fmt: skip
+UNKNOWN_ITEMS = 1000  # a task that is not listed
 HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
 EMBEDDED_VOCABULARY = 49_152
 ADAPTER_SHARE = 0.007  # of the model's parameters: LoRA r=16 on two projections
@@ -506,7 +509,7 @@ def _parameters(model: Model) -> float | None:
 
 
 def _items(benchmarks: Benchmarks) -> int:
-    return sum(min(ITEMS.get(task, OWN_ITEMS), benchmarks.limit or 10**9) for task in benchmarks.tasks)
+    return sum(min(ITEMS.get(task, UNKNOWN_ITEMS), benchmarks.limit or 10**9) for task in benchmarks.tasks)
 
 
 def _seconds(profile: Profile, pool_size: int, parameters: float) -> float:
@@ -521,7 +524,9 @@ def _seconds(profile: Profile, pool_size: int, parameters: float) -> float:
     models = runs + 1
     judge = models * (_items(profile.benchmarks) * ITEM_SECONDS
                       + geometry.prompts * geometry.max_tokens / GEOMETRY_RATE)
-    work = select + runs * trainer.max_steps * step + judge
+    carried = profile.principles.set_size * sufficiency.heldout * sufficiency.samples * trainer.max_completion_length
+    legibility = (models + 1) * (carried / SAMPLE_RATE + 2 * carried * profile.principles.set_size / SCORE_RATE)
+    work = select + runs * trainer.max_steps * step + legibility + judge
     return work * parameters / EMBEDDED_PARAMETERS + 5 * STAGE_SECONDS
 
 
