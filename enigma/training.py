@@ -7,6 +7,7 @@ not trained again; an interrupted one goes on from its last whole checkpoint.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
@@ -149,6 +150,9 @@ def train(profile, results, arm: str, seed: int, principles: list[Principle]) ->
     atomic_write_text(folder / "rollouts.jsonl", "".join(json.dumps(row) + "\n" for row in recorder.rows))
     atomic_write_json(folder / "done.json", {"key": key})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    # A trainer holds itself in cycles; without this the next run begins with the last one's memory.
+    del trainer
+    gc.collect()
     return folder
 
 

@@ -39,7 +39,7 @@ def test_a_bad_profile_is_one_line_and_status_2(command, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.yaml"
     text = (BUILTIN / "cpu.yaml").read_text(encoding="utf-8")
-    path.write_text(text.replace("max_steps: 24", "max_steps: many"), encoding="utf-8")
+    path.write_text(text.replace("max_steps: 15", "max_steps: many"), encoding="utf-8")
     assert cli.main([command, "mine.yaml"]) == 2
     out, err = capsys.readouterr()
     assert err == "error: mine.yaml: trainer.max_steps: found 'many'; expected a valid integer\n"

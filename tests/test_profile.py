@@ -68,7 +68,7 @@ def test_importing_and_loading_loads_no_model_library():
 
 
 def test_a_number_without_a_point_before_its_exponent_is_a_number():
-    assert load_profile("cpu").trainer.learning_rate == pytest.approx(0.0003)
+    assert load_profile("cpu").trainer.learning_rate == pytest.approx(0.001)
 
 
 # key changed, new value, what the message must say besides the file and the key
@@ -246,9 +246,9 @@ def test_a_loaded_profile_does_not_change():
 
 def test_sizes_by_hand():
     size = sizes(load_profile("cpu"), pool_size=16)
-    assert (size.runs, size.total_steps) == (3, 3 * 24)
+    assert (size.runs, size.total_steps) == (3, 3 * 15)
     assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
-    assert size.total_tokens == 3 * 24 * 16 * 48
+    assert size.total_tokens == 3 * 15 * 16 * 48
     assert size.selection_completions == 16 * 24
     gpu = sizes(load_profile("gpu"), pool_size=16)
     assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (15, 64 * 128, 15 * 150)
