@@ -3,7 +3,6 @@
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes
 # make lab         JupyterLab on the notebooks
-# make bench       measure the trainer, write benchmarks/
 # make clean       remove the environment and what tools left behind; results stay
 
 SHELL := /bin/bash
@@ -21,7 +20,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 
-.PHONY: reproduce setup test smoke lab bench clean
+.PHONY: reproduce setup test smoke lab clean
 
 reproduce: setup
 	$(RUN) -m enigma run $(PROFILE)
@@ -53,9 +52,6 @@ smoke: setup
 
 lab: setup
 	$(RUN) -m jupyter lab notebooks
-
-bench: setup
-	$(RUN) -m benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
