@@ -46,6 +46,8 @@ def run(profile: str | Path, root: str | Path = "results", first: str | None = N
     notebooks = {path.stem: _prepared(path, parameters) for path in stages}
     for stage, notebook in notebooks.items():
         _run_stage(stage, notebook, parameters, results)
+    # Once more, now that the last stage's own cost is known.
+    results.write_record()
     return results.folder
 
 
