@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from enigma.rewards import reasoning_span
 
+HEAD_POSITIONS = 64
+
 
 @dataclass
 class Scores:
@@ -163,31 +165,30 @@ def _unwrap(model):
 
 
 def _head(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (R, S) in float32 (float64 where the model is), row by row.
+    """Log-probabilities (R, S) in float32 (float64 where the model is), a few positions at a time.
 
-    The float32 copy of the logits is the largest tensor of a step; it is made for one row at a time and made again in
-    the backward pass instead of being kept.
+    The float32 copy of the logits would be the largest tensor of a step. A piece of it is small enough to stay in
+    memory that the allocator hands out again, and is made once more in the backward pass instead of being kept.
     """
-    rows = [
-        checkpoint(_token_logps, row, label, entropy, use_reentrant=False)
+    flat, keys = logits.flatten(0, 1), labels.flatten()
+    pieces = [
+        checkpoint(_token_logps, some, label, entropy, use_reentrant=False)
         if torch.is_grad_enabled() and logits.requires_grad
-        else _token_logps(row, label, entropy)
-        for row, label in zip(logits, labels, strict=True)
+        else _token_logps(some, label, entropy)
+        for some, label in zip(flat.split(HEAD_POSITIONS), keys.split(HEAD_POSITIONS), strict=True)
     ]
-    logps = torch.stack([row[0] for row in rows])
-    return logps, torch.stack([row[1] for row in rows]) if entropy else None
+    logps = torch.cat([piece[0] for piece in pieces]).view_as(labels)
+    return logps, torch.cat([piece[1] for piece in pieces]).view_as(labels) if entropy else None
 
 
 def _token_logps(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    normaliser = torch.logsumexp(logits, dim=-1)
-    logps = logits.gather(-1, labels[:, None])[:, 0] - normaliser
+    logps = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    chosen = logps.gather(-1, labels[:, None])[:, 0]
     if not entropy:
-        return logps, None
+        return chosen, None
     # Only logged, so it needs no gradient.
     with torch.no_grad():
-        expected = (torch.softmax(logits, dim=-1) * logits).sum(-1)
-    return logps, normaliser.detach() - expected
+        return chosen, -(logps.exp() * logps).sum(-1)
 
 
 def _gather(values: Tensor, index: Tensor, mask: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ added to TRL's own loss. TRL's methods are called, never copied. Equations: METH
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
+from enigma.generation import merged_adapter, shared_prompts
 from enigma.infonce import pointwise_mutual_information, symmetric_infonce
 from enigma.scoring import completion_logprobs, reasoning_tokens
-from enigma.transport import sinkhorn_divergence
+from enigma.transport import solve_divergence
 
 # What this class relies on inside TRL. A test holds their signatures, so that a new release fails there.
 TRL_METHODS = (
@@ -29,6 +31,7 @@ TRL_METHODS = (
     "_get_eval_sampler",
     "_prepare_inputs",
     "_generate_and_score_completions",
+    "_generate_single_turn",
     "_get_per_token_logps_and_entropies",
     "_compute_loss",
 )
@@ -63,6 +66,10 @@ class EnigmaConfig(GRPOConfig):
     )
     ot_budget: float = field(default=0.0, metadata={"help": "Drift that costs nothing. 0 is the plain regulariser."})
     ot_points: int = field(default=256, metadata={"help": "Tokens of a matched set that enter the Sinkhorn term."})
+    legibility_steps: int = field(
+        default=0,
+        metadata={"help": "Every so many steps the row bound is also taken with the reference as critic. 0: never."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,6 +83,7 @@ class EnigmaConfig(GRPOConfig):
             "ot_epsilon": (self.ot_epsilon > 0, "more than 0"),
             "ot_budget": (self.ot_budget >= 0, "0 or more"),
             "ot_points": (self.ot_points >= 2, "2 or more"),
+            "legibility_steps": (self.legibility_steps >= 0, "0 or more"),
             # The bounds hold for completions drawn from the policy itself.
             "temperature": (self.temperature == 1.0, "1.0: the bounds need on-policy samples"),
             "top_p": (self.top_p == 1.0, "1.0: the bounds need on-policy samples"),
@@ -104,11 +112,15 @@ class EnigmaTrainer(GRPOTrainer):
 
     Logged beside TRL's own metrics, every step: `loss/grpo`, `loss/sami`, `loss/ot` (after their coefficients),
     `sami/row_bound`, `sami/column_bound` (nats, on the policy's own samples), `ot/divergence` (before the hinge,
-    unitless), `reference/kl` (nats per token) and `reference/perplexity` of the completions under the reference.
+    unitless), `ot/unconverged` (share of solves that stopped early), `reference/kl` (nats per token),
+    `reference/perplexity` of the completions under the reference, and `grad_clipped` (1 where the gradient was longer
+    than `max_grad_norm`). Every `legibility_steps` steps also `sami/reference_row_bound`: the row bound with the
+    reference as critic, which stays where it was while `sami/row_bound` rises if the principles go into a private code.
 
     Raises:
         ValueError: a data set without matched sets of K rows; `lambda_ot` without a reference model.
         TypeError: a configuration that is no `EnigmaConfig`.
+        FloatingPointError: in training, a log-probability, loss or gradient that is not finite; names the step.
     """
 
     def __init__(self, *args, **kwargs):
@@ -136,21 +148,37 @@ class EnigmaTrainer(GRPOTrainer):
 
     def _matched_sampler(self, dataset, generations, sets_per_batch, repeats, shuffle) -> Sampler:
         sets = matched_sets(dataset, self.args.num_principles)
-        order = RepeatSampler(range(len(sets)), 1, sets_per_batch, repeats, shuffle=shuffle, seed=self.args.seed)
+        if len(sets) < sets_per_batch:
+            raise ValueError(
+                f"the data set: found {len(sets)} matched sets, expected at least {sets_per_batch}, which one generation "
+                "batch takes over all processes; add questions or lower generation_batch_size"
+            )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = RepeatSampler(range(len(sets)), 1, sets_per_batch, repeats, shuffle=shuffle, seed=seed)
         return MatchedSampler(order, sets, generations)
 
     # Rollouts: where each row belongs, and the reference's view of it.
 
     def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
         k = self.args.num_principles
-        g = len(inputs) // (k * len({row["matched_set"] for row in inputs}))
+        g = self.num_generations if self.model.training else self.num_generations_eval
+        _check_rows(inputs, k, g)
+        output = super()._generate_and_score_completions(inputs)
         position = torch.arange(len(inputs), device=output["completion_ids"].device)
+        output["position"] = position
         output["set_index"] = position // (k * g)
         output["principle_index"] = (position // g) % k
         if self._has_reference():
             output |= self._reference(output)
+            self._log_reference_bound(output)
         return output
+
+    def _generate_single_turn(self, *args, **kwargs):
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.use_vllm or self.use_transformers_continuous_batching:
+            return super()._generate_single_turn(*args, **kwargs)
+        with merged_adapter(model), shared_prompts(model):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _prepare_inputs(self, generation_batch):
         """TRL shuffles the rollouts; matched sets are put together again, in the order of their generation."""
@@ -172,17 +200,37 @@ class EnigmaTrainer(GRPOTrainer):
         With `beta` above 0 TRL has just asked for them, under the very same weights.
         """
         if self.beta == 0.0:
-            model = self.accelerator.unwrap_model(self.model)
-            if self.ref_model is not None:
-                scored, context = self.ref_model, nullcontext()
-            else:
-                scored, context = self.model, use_adapter(model, "ref" if "ref" in model.peft_config else None)
-            with context:
-                width = rollouts["completion_ids"].shape[1]
-                logps, _ = self._own_logps(scored, *_prompts_and_completions(rollouts), width, entropy=False)
+            width = rollouts["completion_ids"].shape[1]
+            with self._reference_model() as model:
+                logps, _ = self._own_logps(model, *_prompts_and_completions(rollouts), width, entropy=False)
         else:
             logps = rollouts["ref_per_token_logps"]
         return {"reference_logps": logps, "reference_hidden": self._reference_hidden}
+
+    @contextmanager
+    def _reference_model(self):
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            yield self.model
+
+    @torch.no_grad()
+    def _log_reference_bound(self, rollouts: dict) -> None:
+        """Can the reference tell from the completions which principle they were written under?"""
+        every = self.args.legibility_steps
+        if not self.model.training or not every or self.state.global_step % every:
+            return
+        with self._reference_model() as model, self.accelerator.autocast():
+            scores = score_matched_sets(model, rollouts, self.args.num_principles, layers=(), cross_gradient=False)
+        self._log_terms("train", {"sami/reference_row_bound": self._bounds(scores, rollouts)["row_bound"]})
+
+    def log(self, logs: dict, *args, **kwargs) -> None:
+        if "grad_norm" in logs:
+            self._stop_unless_finite("gradient", torch.tensor(logs["grad_norm"]), "its norm")
+            logs["grad_clipped"] = float(0 < self.args.max_grad_norm < logs["grad_norm"])
+        super().log(logs, *args, **kwargs)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
@@ -218,16 +266,17 @@ class EnigmaTrainer(GRPOTrainer):
                 cross_gradient=args.lambda_sami > 0 and torch.is_grad_enabled(),
             )
         try:
+            self._stop_unless_finite("log-probability of a completion", self._scores.matrix, "under some principle")
             grpo = super()._compute_loss(model, inputs)
             scores = self._scores
         finally:
             self._scores = None
-        sami = self._sami(scores, inputs)
-        divergence = self._divergence(scores, inputs)
+        sami, bounds = self._sami(scores, inputs), self._bounds(scores, inputs)
+        divergence, unconverged = self._divergence(scores, inputs)
         penalty = torch.relu(divergence - args.ot_budget).mean()
         extra = grpo.new_zeros(())
         if args.lambda_sami > 0:
-            extra = extra + args.lambda_sami * sami["loss"]
+            extra = extra + args.lambda_sami * sami
         if args.lambda_ot > 0:
             extra = extra + args.lambda_ot * penalty
         # TRL's loss is already divided for gradient accumulation; the extra terms are means over matched sets.
@@ -237,39 +286,45 @@ class EnigmaTrainer(GRPOTrainer):
             mode,
             {
                 "loss/grpo": grpo * scale,
-                "loss/sami": args.lambda_sami * sami["loss"],
+                "loss/sami": args.lambda_sami * sami,
                 "loss/ot": args.lambda_ot * penalty,
-                "sami/row_bound": sami["row_bound"],
-                "sami/column_bound": sami["column_bound"],
+                "sami/row_bound": bounds["row_bound"],
+                "sami/column_bound": bounds["column_bound"],
                 "ot/divergence": divergence.mean(),
+                "ot/unconverged": unconverged,
                 **self._reference_metrics(scores, inputs),
             },
         )
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"step {self.state.global_step}: the loss is {loss.item()}; "
-                f"grpo {grpo.item()}, sami {sami['loss'].item()}, divergence {divergence.mean().item()}"
-            )
+        parts = f"grpo {grpo.item()}, sami {sami.item()}, divergence {divergence.mean().item()}"
+        self._stop_unless_finite("loss", loss, parts)
         return loss
 
-    def _sami(self, scores: MatchedScores, inputs) -> dict[str, Tensor]:
-        """The SAMI loss on the training critic (mean log-probability per token), the bounds on the metric critics."""
+    def _stop_unless_finite(self, what: str, values: Tensor, where: str) -> None:
+        # Together, or the other processes would wait for one that has stopped.
+        if self.accelerator.reduce((~torch.isfinite(values)).sum(), reduction="sum") > 0:
+            raise FloatingPointError(f"step {self.state.global_step}: the {what} is not finite ({where})")
+
+    def _sami(self, scores: MatchedScores, inputs) -> Tensor:
+        """The SAMI loss on the training critic (mean log-probability per token), nats."""
         source = inputs["principle_index"].view(scores.sets, -1)
         mask = scores.mask
         if self.args.sami_span == "reasoning":
             mask = mask & self._reasoning_mask(inputs)
-        losses, bounds = [], []
-        for q in range(scores.sets):
-            rows = slice(q * source.shape[1], (q + 1) * source.shape[1])
-            critic = mean_logprob(scores.matrix[q], mask[rows]) / self.args.sami_temperature
-            losses.append(symmetric_infonce(critic, source[q]).loss)
-            total = (scores.matrix[q].detach() * scores.mask[rows]).sum(-1).T
-            bounds.append(symmetric_infonce(pointwise_mutual_information(total), source[q]))
-        return {
-            "loss": torch.stack(losses).mean(),
-            "row_bound": torch.stack([bound.row_bound for bound in bounds]).mean(),
-            "column_bound": torch.stack([bound.column_bound for bound in bounds]).mean(),
-        }
+        critics = (
+            mean_logprob(matrix, own) / self.args.sami_temperature
+            for matrix, own in zip(scores.matrix, mask.view(scores.sets, -1, mask.shape[1]), strict=True)
+        )
+        return torch.stack([symmetric_infonce(c, s).loss for c, s in zip(critics, source, strict=True)]).mean()
+
+    @torch.no_grad()
+    def _bounds(self, scores: MatchedScores, inputs) -> dict[str, Tensor]:
+        """The mutual-information bounds on the metric critics (summed log-probability, pointwise information), nats."""
+        totals = (scores.matrix * scores.mask.view(scores.sets, 1, -1, scores.mask.shape[1])).sum(-1)
+        bounds = [
+            symmetric_infonce(pointwise_mutual_information(total.T), source)
+            for total, source in zip(totals, inputs["principle_index"].view(scores.sets, -1), strict=True)
+        ]
+        return {name: torch.stack([getattr(b, name) for b in bounds]).mean() for name in ("row_bound", "column_bound")}
 
     def _reasoning_mask(self, inputs) -> Tensor:
         """(B, T) bool: tokens up to the end of the reasoning span."""
@@ -277,40 +332,36 @@ class EnigmaTrainer(GRPOTrainer):
         lengths = [reasoning_tokens(self._tokenizer, row[keep.bool()].tolist()) for row, keep in zip(ids, mask)]
         return torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
 
-    def _divergence(self, scores: MatchedScores, inputs) -> Tensor:
-        """(sets, layers): Sinkhorn divergence between the policy's and the reference's hidden states."""
+    def _divergence(self, scores: MatchedScores, inputs) -> tuple[Tensor, Tensor]:
+        """(sets, layers): Sinkhorn divergence between the policy's and the reference's hidden states; and the share
+        of them whose solver stopped before its tolerance."""
         args = self.args
         if "reference_hidden" not in inputs:
-            return scores.logps.new_full((scores.sets, len(args.ot_layers)), float("nan"))
-        n = len(scores.mask) // scores.sets
+            missing = scores.logps.new_full((scores.sets, len(args.ot_layers)), float("nan"))
+            return missing, missing.new_zeros(())
         hidden = scores.hidden if args.lambda_ot > 0 else scores.hidden.detach()
-        values = []
-        for q in range(scores.sets):
-            rows = slice(q * n, (q + 1) * n)
+        solved = []
+        for rows in torch.arange(len(scores.mask)).view(scores.sets, -1):
             keep = scores.mask[rows]
             policy, reference = hidden[rows][keep], inputs["reference_hidden"][rows][keep]
             chosen = _subsample(len(policy), args.ot_points, seed=args.seed + self.state.global_step)
             policy, reference = policy[chosen], reference[chosen]
-            values.append(
-                torch.stack(
-                    [
-                        sinkhorn_divergence(policy[:, i], reference[:, i], epsilon=args.ot_epsilon)
-                        for i in range(len(args.ot_layers))
-                    ]
-                )
-            )
-        return torch.stack(values)
+            for i in range(len(args.ot_layers)):
+                solved.append(solve_divergence(policy[:, i], reference[:, i], epsilon=args.ot_epsilon))
+        values = torch.stack([s.value for s in solved]).view(scores.sets, -1)
+        return values, values.new_tensor([not s.converged for s in solved]).mean()
 
     @torch.no_grad()
     def _reference_metrics(self, scores: MatchedScores, inputs) -> dict[str, Tensor]:
         """KL to the reference (the k3 estimate, nats per token) and perplexity under it."""
         if "reference_logps" not in inputs:
             return {}
-        difference = (inputs["reference_logps"] - scores.logps)[scores.mask]
-        return {
-            "reference/kl": (torch.exp(difference) - difference - 1).mean(),
-            "reference/perplexity": torch.exp(-inputs["reference_logps"][scores.mask].mean()),
-        }
+        reference = inputs["reference_logps"][scores.mask]
+        difference = reference - scores.logps[scores.mask]
+        sums = [(torch.exp(difference) - difference - 1).sum(), reference.sum(), scores.mask.sum()]
+        # Over the tokens of all processes, of which each may have another number.
+        kl, logps, tokens = self.accelerator.reduce(torch.stack([s.float() for s in sums]), reduction="sum")
+        return {"reference/kl": kl / tokens, "reference/perplexity": torch.exp(-logps / tokens)}
 
     @torch.no_grad()
     def _log_terms(self, mode: str, terms: dict[str, Tensor]) -> None:
@@ -327,7 +378,7 @@ class MatchedScores:
 
     logps: Tensor  # (B, T) under the completion's own prompt, with gradient
     entropy: Tensor  # (B, T)
-    hidden: Tensor  # (B, T, layers, d) under the own prompt, with gradient
+    hidden: Tensor | None  # (B, T, layers, d) under the own prompt, with gradient
     matrix: Tensor  # (sets, K, N, T) under every prompt of the set
     mask: Tensor  # (B, T) bool
     sets: int
@@ -361,7 +412,7 @@ def score_matched_sets(model, inputs: dict, k: int, *, layers: tuple[int, ...], 
     return MatchedScores(
         logps=_width(scores.logps[own], t),
         entropy=_width(scores.entropy[own], t),
-        hidden=_width(scores.hidden[own], t),
+        hidden=_width(scores.hidden[own], t) if layers else None,
         matrix=_width(matrix, t, dim=3),
         mask=inputs["completion_mask"].bool(),
         sets=sets,
@@ -447,10 +498,13 @@ def matched_sets(dataset, k: int) -> list[list[int]]:
 
 
 def regroup(batches: list[dict]) -> list[dict]:
-    """Sort shuffled rollouts by set, principle and nothing else, and split them into as many batches again."""
+    """Put shuffled rollouts back in the order of their generation, and split them into as many batches again.
+
+    The Sinkhorn term takes tokens by their place, so the order inside a set counts too: the shuffle differs between
+    processes.
+    """
     merged = {key: _merge([batch[key] for batch in batches]) for key in batches[0]}
-    k = int(merged["principle_index"].max()) + 1
-    order = torch.argsort(merged["set_index"] * k + merged["principle_index"], stable=True)
+    order = torch.argsort(merged["position"])
     return split_tensor_dict({key: _take(value, order) for key, value in merged.items()}, len(batches))
 
 
@@ -470,10 +524,27 @@ def _take(value, order: Tensor):
     return value
 
 
+def _check_rows(rows: list[dict], k: int, g: int) -> None:
+    """A process's share of a generation batch: whole matched sets, each prompt g times in turn.
+
+    Sampler and data loader give just that; a loader that splits batches over processes would cut sets apart.
+    """
+    for start in range(0, len(rows), k * g):
+        block = rows[start : start + k * g]
+        one = len(block) == k * g and len({row["matched_set"] for row in block}) == 1
+        same_as_before = [a["prompt"] == b["prompt"] for a, b in pairwise(block)]
+        if not one or same_as_before != [i % g > 0 for i in range(1, k * g)]:
+            raise ValueError(
+                f"generation batch: rows {start} to {start + len(block) - 1} are not one matched set of {k} prompts x "
+                f"{g} generations; leave split_batches and dispatch_batches of accelerator_config alone, and make "
+                f"per_device_eval_batch_size a multiple of {k * g}"
+            )
+
+
 def _check_order(inputs: dict, sets: int, k: int, g: int) -> None:
-    expected = torch.arange(k, device=inputs["principle_index"].device).repeat_interleave(g).repeat(sets)
-    ordered = (inputs["set_index"].diff() >= 0).all() and torch.equal(inputs["principle_index"], expected)
-    if not ordered or len(expected) != len(inputs["set_index"]):
+    found = inputs["set_index"], inputs["principle_index"]
+    principles = torch.arange(k, device=found[1].device).repeat_interleave(g).repeat(sets)
+    if not torch.equal(found[0], found[0].unique().repeat_interleave(k * g)) or not torch.equal(found[1], principles):
         raise ValueError("a matched set was split or shuffled: every batch must hold whole sets in order")
 
 

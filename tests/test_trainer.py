@@ -9,6 +9,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
+import enigma.trainer
 from enigma.trainer import TRL_METHODS, EnigmaConfig, EnigmaTrainer
 
 QUESTIONS = ["why is it so?", "how far is that", "what now?", "who did it?", "where to", "when was it done"]
@@ -288,9 +289,42 @@ def test_every_term_is_logged(tmp_path, toy_model, toy_tokenizer):
     trainer.train()
     logged = trainer.state.log_history[0]
     names = ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound", "ot/divergence")
-    for name in (*names, "reference/kl", "reference/perplexity", "frac_reward_zero_std", "grad_norm"):
+    names += ("ot/unconverged", "grad_clipped", "reference/kl", "reference/perplexity", "frac_reward_zero_std")
+    for name in (*names, "grad_norm"):
         assert math.isfinite(logged[name]), name
     assert logged["reference/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_reference_reads_the_principles_at_its_interval(tmp_path, toy_model, toy_tokenizer):
+    """An adapter that does nothing leaves the policy the reference, so both critics agree; then they part."""
+    config = EnigmaConfig(**settings(tmp_path, max_steps=3), legibility_steps=2)
+    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    trainer = EnigmaTrainer(
+        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft, rollout_func=rollouts
+    )
+    trainer.train()
+    first, second, third = trainer.state.log_history[:3]
+    assert first["sami/reference_row_bound"] == pytest.approx(first["sami/row_bound"], abs=1e-5)
+    assert "sami/reference_row_bound" not in second
+    assert abs(third["sami/reference_row_bound"] - third["sami/row_bound"]) > 1e-4
+
+
+@pytest.mark.parametrize(("limit", "clipped"), [(1e-9, 1.0), (1e9, 0.0), (0.0, 0.0)])
+def test_a_clipped_gradient_is_counted(tmp_path, toy_model, toy_tokenizer, limit, clipped):
+    config = EnigmaConfig(**settings(tmp_path, max_steps=1, max_grad_norm=limit))
+    trainer = EnigmaTrainer(toy_model(), reward, config, rows(), processing_class=toy_tokenizer, rollout_func=rollouts)
+    trainer.train()
+    assert trainer.state.log_history[0]["grad_clipped"] == clipped
+
+
+def test_an_unconverged_solver_is_counted(tmp_path, toy_model, toy_tokenizer, monkeypatch):
+    solve = enigma.trainer.solve_divergence
+    monkeypatch.setattr(enigma.trainer, "solve_divergence", lambda *a, **kw: solve(*a, **kw)._replace(converged=False))
+    config = EnigmaConfig(**settings(tmp_path, max_steps=1), lambda_ot=1.0)
+    peft = LoraConfig(r=4, target_modules=["q_proj"])
+    trainer = EnigmaTrainer(toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft)
+    trainer.train()
+    assert trainer.state.log_history[0]["ot/unconverged"] == 1.0
 
 
 def test_trl_methods_have_the_signatures_relied_on():
@@ -299,8 +333,11 @@ def test_trl_methods_have_the_signatures_relied_on():
         "_get_eval_sampler": ["self", "eval_dataset"],
         "_prepare_inputs": ["self", "generation_batch"],
         "_generate_and_score_completions": ["self", "inputs"],
+        "_generate_single_turn": [
+            "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+        ],
         "_compute_loss": ["self", "model", "inputs"],
-    }
+    }  # fmt: skip
     for name in TRL_METHODS:
         parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
         if name == "_get_per_token_logps_and_entropies":
