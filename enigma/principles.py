@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,10 +14,11 @@ from enigma.errors import InputError
 from enigma.rewards import TAGS
 from enigma.text import check_text, normalise
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000  # hundreds of principles; more takes the parser seconds
 MAX_CHARACTERS = 500
 _POOLS = Path(__file__).with_name("pools")
-_NAME = re.compile(r"[a-z0-9-]{1,40}")
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_READ_AS_NUMBERS = ("nan", "null", "none", "inf", "infinity", "true", "false")  # by readers of CSV tables
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ _KEYS = tuple(field.name for field in fields(Principle))
 def load_pool(name_or_path: str | Path) -> list[Principle]:
     """The principles of a built-in pool ("default") or of a YAML file, in the file's order.
 
-    The file is a mapping with a list under `principles:`; each entry has `name` (a-z, 0-9 and "-", at most
-    40 characters) and `text`, and optionally `antithesis`, `family`, `source`, all strings of at most 500
+    The file is a mapping with a list under `principles:`; each entry has `name` (a-z, 0-9 and "-", a letter
+    first, at most 40 characters) and `text`, and optionally `antithesis`, `family`, `source`, all strings of at most 500
     characters. Runs of whitespace become one space. Raises InputError naming file, entry and reason.
     """
     path = _locate(name_or_path)
@@ -45,6 +48,19 @@ def load_pool(name_or_path: str | Path) -> list[Principle]:
     pool = [_principle(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, start=1)]
     _reject_duplicates(pool, path)
     return pool
+
+
+def chosen_sets(profile, results) -> dict[str, list[Principle]]:
+    """The principles of the high-SI and the low-SI set that stage 1 chose."""
+    selection = results.read_yaml("selection")
+    pool = {p.name: p for p in load_pool(profile.principles.pool)}
+    return {name: [pool[p] for p in selection[name]["principles"]] for name in ("high", "low")}
+
+
+def run_key(profile, principles: list[Principle]) -> str:
+    """What a training run depends on: the profile's text and the principles it is trained on. 16 hex characters."""
+    text = json.dumps([profile.hash, [[p.name, p.text] for p in principles]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -67,12 +83,12 @@ def _read_entries(path: Path) -> list:
     document = _parse(path)
     expected = 'expected "principles:" and a list of entries below it'
     if not isinstance(document, dict):
-        raise InputError(f"{path}: the file holds {_kind(document)}, not a mapping; {expected}")
+        raise InputError(f"{path}: found {_kind(document)}; {expected}; begin the file with it")
     if unknown := [key for key in document if key != "principles"]:
         raise InputError(f"{path}: unknown key {_quote(unknown[0])}; {expected}; remove or rename the key")
     entries = document.get("principles")
     if not isinstance(entries, list):
-        raise InputError(f"{path}: principles: found {_kind(entries)}; {expected}")
+        raise InputError(f"{path}: principles: found {_kind(entries)}; {expected}; write a list")
     if not entries:
         raise InputError(f"{path}: principles: the list is empty; {expected}; add at least one entry")
     return entries
@@ -84,19 +100,21 @@ def _parse(path: Path):
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        reason = f"cannot be read ({error.strerror}); expected a readable file; check its permissions"
+        raise InputError(f"{path}: {reason}") from error
     if len(content) > MAX_BYTES:
-        raise InputError(f"{path}: larger than 1 MB; expected a short list of principles; split the file")
+        limit = f"{MAX_BYTES // 1000} kB"
+        raise InputError(f"{path}: larger than {limit}; expected a short list of principles; split the file")
     try:
         return yaml.load(content.decode("utf-8-sig"), Loader=_PlainLoader)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; expected UTF-8; save it as that") from error
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise InputError(f"{path}:{line} {error.problem}; expected valid YAML; correct the file") from error
     except Exception as error:  # a false tag such as `!!bool maybe` ends in any of Python's own errors
         reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise InputError(f"{path}: not valid YAML ({reason:.200}); correct the file, put texts in quotes") from error
+        raise InputError(f"{path}: not valid YAML ({reason:.200}); expected plain YAML; put texts in quotes") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -119,14 +137,17 @@ class _PlainLoader(yaml.SafeLoader):
 
 def _principle(entry, where: str) -> Principle:
     if not isinstance(entry, dict):
-        raise InputError(f'{where}: found {_kind(entry)}; expected a mapping with "name" and "text"')
+        raise InputError(f'{where}: found {_kind(entry)}; expected a mapping with "name" and "text"; write it so')
     if "name" in entry:
         where = f"{where} ({_quote(entry['name'])})"
     if unknown := [key for key in entry if key not in _KEYS]:
         raise InputError(f"{where}: unknown key {_quote(unknown[0])}; expected {', '.join(_KEYS)}; remove or rename it")
     values = {key: _string(entry.get(key), f"{where}: {key}", required=key in ("name", "text")) for key in _KEYS}
-    if not _NAME.fullmatch(values["name"]):
-        raise InputError(f"{where}: name: expected 1 to 40 characters out of a-z, 0-9 and -; rename the entry")
+    if not _NAME.fullmatch(values["name"]) or values["name"] in _READ_AS_NUMBERS:
+        raise InputError(
+            f"{where}: name: found {_quote(values['name'])}; expected a letter, then at most 39 out of a-z, 0-9 and -, "
+            f"and none of {', '.join(_READ_AS_NUMBERS)}; rename the entry"
+        )
     if values["antithesis"] is not None and normalise(values["antithesis"]) == normalise(values["text"]):
         raise InputError(f"{where}: antithesis: equal to the text; expected its opposite; rewrite or remove it")
     return Principle(**values)

@@ -1,18 +1,25 @@
-"""Progress: a bar where somebody watches, plain timed lines where nobody does.
+"""Progress: a bar where somebody watches, plain timed lines where nobody does, and a heartbeat for other processes.
 
 tqdm redraws its bar many times a second, which floods the log of a headless notebook. Source: our choice [D].
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_BEATS = 5.0
+HEARTBEAT = "ENIGMA_HEARTBEAT"  # the file that `beat` writes; the pipeline sets it for each stage
+_beaten: dict[str, float] = {}  # when each file was last written
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
@@ -48,11 +55,13 @@ def _lines(iterable: Iterable[Item], description: str, total: int | None, unit: 
     start = shown = time.monotonic()
     done, whole = 0, False
     _print(f"{description}: start" + (f", {total} {unit}" if total is not None else ""))
+    beat(description, 0, total, unit)
     try:
         for item in iterable:
             yield item
             done += 1
             now = time.monotonic()
+            beat(description, done, total, unit, done / max(now - start, 1e-9))
             if now - shown >= SECONDS_BETWEEN_LINES and done != total:
                 shown = now
                 _print(progress_line(description, done, total, now - start, unit))
@@ -66,12 +75,40 @@ def progress_line(description: str, done: int, total: int | None, seconds: float
     """One line: done, total, share, time used, rate, time left (where the total is known and not yet reached)."""
     share = f"/{total} ({100 * done / total:.0f}%)" if total else ""
     line = f"{description}: {done}{share} {unit}, {clock(seconds)}"
-    if done and seconds > 0:
-        rate = done / seconds
-        line += f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s/{unit}"
-        if total and done < total:
-            line += f", {clock((total - done) / rate)} left"
-    return line
+    return line + pace(done, total, done / seconds if seconds > 0 else None, unit)
+
+
+def pace(done: int, total: int | None, rate: float | None, unit: str) -> str:
+    """", 2 it/s, 0:30 left"; "" without a rate. `rate` is in units per second; slow work is told in seconds per unit."""
+    if not rate:
+        return ""
+    text = f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s/{unit}"
+    return f"{text}, {clock((total - done) / rate)} left" if total and done < total else text
+
+
+def heartbeat_path(folder: Path, stage: str) -> Path:
+    """Where a stage of the results folder `folder` beats. It is of this machine and moment, and never committed."""
+    return folder / "runs" / f"{stage}.heartbeat.json"
+
+
+def beat(what: str, done: int, total: int | None, unit: str, rate: float | None = None, **measures: float) -> None:
+    """Write how far the work `what` is to the file that ENIGMA_HEARTBEAT names; without that name, nothing.
+
+    One small JSON: pid, host, time (seconds since 1970), what, done, total, unit, rate (units per second) and the
+    measures (reward, drift). At most one every 5 s, but always the first and the last of a work. A heartbeat that
+    cannot be written is passed over: the work itself matters more.
+    """
+    path = os.environ.get(HEARTBEAT)
+    soon = _beaten.get(path, -math.inf) + SECONDS_BETWEEN_BEATS
+    if not path or (0 < done != total and time.monotonic() < soon):
+        return
+    from enigma.results import atomic_write_json
+
+    _beaten[path] = time.monotonic()
+    now = {"pid": os.getpid(), "host": socket.gethostname(), "time": round(time.time(), 1)}
+    now |= {"what": what, "done": done, "total": total, "unit": unit, "rate": rate, **measures}
+    with contextlib.suppress(OSError):
+        atomic_write_json(path, now)
 
 
 def clock(seconds: float) -> str:

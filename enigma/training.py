@@ -19,16 +19,17 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from accelerate.utils import set_seed
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from enigma import prompts, sufficiency
-from enigma.assets import load_model, load_policy
+from enigma.assets import load_model, load_policy, model_dtype
 from enigma.errors import InputError
-from enigma.principles import Principle, load_pool
+from enigma.principles import Principle, chosen_sets, run_key
 from enigma.profile import BASE, run_name
-from enigma.progress import clock, headless
+from enigma.progress import beat, clock, headless, track
 from enigma.questions import load_questions
 from enigma.results import atomic_folder, atomic_write_json, atomic_write_text
 from enigma.rewards import graded_format, graded_format_reward, strict_format, strict_format_reward
@@ -48,10 +49,13 @@ COLUMNS = {
     "kl": "reference/kl",
     "perplexity_base": "reference/perplexity",
     "grad_norm": "grad_norm",
+    "grad_clipped": "grad_clipped",
     "entropy": "entropy",
     "row_bound": "sami/row_bound",
     "column_bound": "sami/column_bound",
+    "row_bound_base_critic": "sami/reference_row_bound",
     "sinkhorn": "ot/divergence",
+    "unconverged": "ot/unconverged",
     "tokens": "num_tokens",
     "seconds": "step_time",
     "peak_memory_gb": "peak_memory_gb",
@@ -115,13 +119,6 @@ CAPTIONS = {
 }
 
 
-def chosen_sets(profile, results) -> dict[str, list[Principle]]:
-    """The principles of the high-SI and the low-SI set that stage 1 chose."""
-    selection = results.read_yaml("selection")
-    pool = {p.name: p for p in load_pool(profile.principles.pool)}
-    return {name: [pool[p] for p in selection[name]["principles"]] for name in ("high", "low")}
-
-
 # One run.
 
 
@@ -131,8 +128,9 @@ def train(profile, results, arm: str, seed: int, principles: list[Principle]) ->
     The folder ends with `adapter/` (safetensors), `steps.csv`, `groups.csv`, `rollouts.jsonl` and `done.json`.
     """
     folder = results.run_folder(arm, seed)
-    key = _key(profile, principles)
+    key = run_key(profile, principles)
     if _marked(folder / "done.json", key):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a run that was killed here
         return folder
     shutil.rmtree(folder / "adapter", ignore_errors=True)
     recorder = Recorder(key)
@@ -140,7 +138,14 @@ def train(profile, results, arm: str, seed: int, principles: list[Principle]) ->
     checkpoint = last_checkpoint(folder / "checkpoints", key)
     if checkpoint is not None:
         recorder.load(checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except FloatingPointError as error:
+        good = last_checkpoint(folder / "checkpoints", key)
+        raise InputError(
+            f"{run_name(arm, seed)}: {error}; expected a finite loss; last good checkpoint: {good or 'none'}; lower "
+            "trainer.learning_rate or the arm's coefficients"
+        ) from error
     steps = pd.DataFrame([row for row in trainer.state.log_history if "reward" in row])
     steps = steps.reindex(columns=COLUMNS.values()).set_axis(list(COLUMNS), axis=1)
     with atomic_folder(folder / "adapter") as target:
@@ -159,21 +164,23 @@ def train(profile, results, arm: str, seed: int, principles: list[Principle]) ->
 def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: Recorder) -> EnigmaTrainer:
     spec, coefficients = profile.trainer, profile.arms[arm]
     settings = spec.model_dump(exclude={"lora", "zero_spread"})
+    settings |= coefficients.model_dump(exclude={"set"}, exclude_none=True)
     config = EnigmaConfig(
         output_dir=str(output),
         **settings,
-        lambda_sami=coefficients.lambda_sami,
-        lambda_ot=coefficients.lambda_ot,
         reward_weights=[1.0, 0.0],
-        seed=profile.seeds.sampling + seed,
+        seed=profile.seeds.initialisation + seed,
+        data_seed=profile.seeds.data + seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=profile.model.dtype == "bfloat16",
+        bf16=model_dtype(profile.model) == torch.bfloat16,
         gradient_checkpointing=False,
         logging_steps=1,
-        save_total_limit=1,
         disable_tqdm=headless(),
         report_to="none",
     )
+    if config.world_size > 1:
+        raise InputError(f"stage 2: found {config.world_size} processes, expected 1; start it without a launcher "
+                         "(EnigmaTrainer itself runs on several)")
     per_step = config.generation_batch_size // config.matched_set_size
     questions = load_questions(profile.questions, "train", spec.max_steps * per_step, profile.seeds.data)
     style = dict(placement=profile.prompts.placement, demonstration=profile.prompts.demonstration)
@@ -197,6 +204,9 @@ def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: R
         ),
         callbacks=[recorder, Watch(run_name(arm, seed))],
     )
+    # TRL has drawn the adapter's first weights with `seed`, and would draw completions with it too.
+    trainer.args.seed = profile.seeds.sampling + seed
+    set_seed(trainer.args.seed, device_specific=True)
     trainer.remove_callback(PrinterCallback if headless() else ProgressCallback)
     return trainer
 
@@ -228,10 +238,16 @@ class Recorder(TrainerCallback):
         self.rows = [json.loads(line) for line in (checkpoint / "rollouts.jsonl").read_text().splitlines()]
 
     def on_save(self, args, state, control, **kwargs):
-        """The marker comes last: a checkpoint without it was cut off."""
+        """The marker comes last: a checkpoint without it was cut off. Only then do the older ones go.
+
+        Transformers' own `save_total_limit` would remove them before the marker is written.
+        """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         atomic_write_text(folder / "rollouts.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         atomic_write_json(folder / MARKER, {"key": self.key})
+        for older in folder.parent.glob("checkpoint-*"):
+            if older != folder:
+                shutil.rmtree(older)
 
 
 class Watch(TrainerCallback):
@@ -243,14 +259,17 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first = time.perf_counter(), state.global_step
+        beat(self.name, state.global_step, state.max_steps, "step")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in (logs or {}):
             return
         self.peak = max(self.peak, _memory_gb())
         state.log_history[-1]["peak_memory_gb"] = round(self.peak, 3)
+        done, seconds = state.global_step - self.first, time.perf_counter() - self.started
+        measures = {"reward": logs["reward"], "drift": logs["ot/divergence"]}
+        beat(self.name, state.global_step, state.max_steps, "step", done / seconds, **measures)
         if headless():
-            done, seconds = state.global_step - self.first, time.perf_counter() - self.started
             left = seconds / max(done, 1) * (state.max_steps - state.global_step)
             print(
                 f"{self.name}: step {state.global_step}/{state.max_steps}, {seconds / max(done, 1):.1f} s/step, "
@@ -264,12 +283,6 @@ def _memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return psutil.Process().memory_info().rss / 1e9
-
-
-def _key(profile, principles: list[Principle]) -> str:
-    """What a run depends on: the profile's text and the principles it is trained on."""
-    text = json.dumps([profile.hash, [[p.name, p.text] for p in principles]])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _marked(path: Path, key: str) -> bool:
@@ -375,9 +388,9 @@ def legibility(profile, results, chosen: dict[str, list[Principle]]) -> pd.DataF
     cases = [(BASE, None, name) for name in dict.fromkeys(arm.set for arm in profile.arms.values())]
     cases += [(arm, seed, profile.arms[arm].set) for arm, seed in profile.runs()]
     rows = []
-    for arm, seed, name in cases:
+    for arm, seed, name in track(cases, "legibility", unit="model"):
         folder = results.runs / f"base-{name}" if seed is None else results.run_folder(arm, seed)
-        path, key = folder / "legibility.json", _key(profile, chosen[name])
+        path, key = folder / "legibility.json", run_key(profile, chosen[name])
         if not _marked(path, key):
             adapter = None if seed is None else folder / "adapter"
             atomic_write_json(path, {"key": key, **_carried(profile, adapter, chosen[name])})

@@ -120,3 +120,38 @@ def test_a_trained_model_moves_its_adapter(stage):
     folder = training.train(stage.profile, stage.results("moved"), "enigma_high", 0, PRINCIPLES)
     weights = load_file(folder / "adapter/adapter_model.safetensors")
     assert any("lora_B" in name and torch.count_nonzero(w) for name, w in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("method", "what"), [("_sami", "loss"), ("_get_per_token_logps_and_entropies", "loss"), ("log", "gradient")]
+)
+def test_what_is_not_finite_stops_the_run_and_is_named(stage, monkeypatch, method, what):
+    """Spoilt at the third step, from each place in turn."""
+
+    class Spoilt(training.EnigmaTrainer):
+        pass
+
+    def spoil(self, *args, **kwargs):
+        made = getattr(super(Spoilt, self), method)
+        if self.state.global_step < 2 + (method == "log") or (method == "log" and "grad_norm" not in args[0]):
+            return made(*args, **kwargs)
+        if method == "log":
+            return made({**args[0], "grad_norm": float("inf")}, *args[1:], **kwargs)
+        output = made(*args, **kwargs)
+        return output * float("nan") if method == "_sami" else (output[0] * float("nan"), *output[1:])
+
+    setattr(Spoilt, method, spoil)
+    monkeypatch.setattr(training, "EnigmaTrainer", Spoilt)
+    message = rf"enigma_high-s0: step \d: the {what} is not finite.*last good checkpoint: .*checkpoint-2"
+    with pytest.raises(InputError, match=message):
+        training.train(stage.profile, stage.results("spoilt"), "enigma_high", 0, PRINCIPLES)
+
+
+def test_an_arm_may_have_a_budget_and_a_kl_of_its_own(stage, tmp_path):
+    arm = stage.profile.arms["enigma_high"].model_copy(update={"ot_budget": 0.3, "beta": 0.2})
+    profile = stage.profile.model_copy(update={"arms": {**stage.profile.arms, "enigma_high": arm}})
+    found = {}
+    for name in ("enigma_high", "enigma_low"):
+        args = training._trainer(profile, name, 0, PRINCIPLES, tmp_path / name, training.Recorder("")).args
+        found[name] = (args.lambda_sami, args.ot_budget, args.beta)
+    assert found == {"enigma_high": (0.1, 0.3, 0.2), "enigma_low": (0.1, 0.0, 0.0)}
