@@ -1,0 +1,87 @@
+"""How the cost of the score matrix grows with the number of principles K and with the prompt's length."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from enigma.assets import load_model
+from enigma.scoring import completion_logprobs
+
+COMPLETIONS, TOKENS, PROMPT = 16, 48, 140
+PRINCIPLES = (1, 2, 4, 8)
+PROMPTS = (35, 70, 140, 280, 560)
+
+
+def measure(profile, rounds: int = 3) -> list[dict]:
+    """Seconds of forward and backward: all completions of 16 under K prompts packed, and as dense padded rows.
+
+    The dense side scores each completion under its own prompt alone, which is plain GRPO's forward. Token ids are
+    random: the cost does not depend on them.
+    """
+    model, _ = load_model(profile.model, 0)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    # As with an adapter: activations carry a gradient, weights do not.
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+    made = []
+    for k in PRINCIPLES:
+        made.append({"varied": "principles", "principles": k, "prompt": PROMPT, **_timed(model, k, PROMPT, rounds)})
+    for p in PROMPTS:
+        made.append({"varied": "prompt", "principles": 2, "prompt": p, **_timed(model, 2, p, rounds)})
+    return made
+
+
+def _timed(model, k: int, prompt: int, rounds: int) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    high = model.config.vocab_size
+    prompts = [torch.randint(3, high, (prompt,), generator=generator).to(model.device) for _ in range(k)]
+    completions = [torch.randint(3, high, (TOKENS,), generator=generator).to(model.device) for _ in range(COMPLETIONS)]
+    own = [list(range(i * COMPLETIONS // k, (i + 1) * COMPLETIONS // k)) for i in range(k)]
+    dense = torch.stack([torch.cat([prompts[i], completions[j]]) for i, group in enumerate(own) for j in group])
+
+    def packed():
+        completion_logprobs(model, prompts, completions).logps.sum().backward()
+
+    def plain():
+        logits = model(input_ids=dense, use_cache=False, logits_to_keep=TOKENS + 1).logits[:, :-1]
+        torch.log_softmax(logits.float(), dim=-1).gather(-1, dense[:, prompt:, None]).sum().backward()
+
+    taken = [(_seconds(packed), _seconds(plain)) for _ in range(rounds)]
+    ours, peer = (median(side) for side in zip(*taken, strict=True))
+    return {"packed_seconds": round(ours, 3), "dense_seconds": round(peer, 3),
+            "packed_tokens": k * (prompt - 1 + COMPLETIONS * (TOKENS + 1)), "dense_tokens": dense.numel()}  # fmt: skip
+
+
+def _seconds(work) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def draw(curves: list[dict], machine: dict, path: Path) -> None:
+    """Two panels: seconds against K, and against the prompt's length."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    frame = pd.DataFrame(curves)
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    for axis, varied, x, label in (
+        (axes[0], "principles", "principles", "principles K"),
+        (axes[1], "prompt", "prompt", "prompt, tokens (K = 2)"),
+    ):
+        part = frame[frame.varied == varied]
+        axis.plot(part[x], part.packed_seconds, "o-", color="#0072B2", label="packed: all completions under K prompts")
+        axis.plot(part[x], part.dense_seconds, "s--", color="#D55E00", label="dense: each under its own (plain GRPO)")
+        axis.set(xlabel=label, ylabel="forward and backward, s", ylim=(0, None), xticks=part[x])
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=7, loc="upper left")
+    figure.suptitle(f"16 completions of 48 tokens, {machine['device']}, {machine['dtype']}", fontsize=9)
+    figure.savefig(path, dpi=200)

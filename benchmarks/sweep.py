@@ -1,0 +1,98 @@
+"""`python -m benchmarks.sweep`: what the weights of the extra terms do to format, legibility and fluency.
+
+Trains the arms of benchmarks/sweep.yaml on the high-SI set that the cpu profile chose, and writes results/sweep/. An
+interrupted sweep goes on where it stopped. Judged on held-out questions by the strict format rate, the row bound with
+the untrained model as critic and the perplexity under it; never by a benchmark.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from enigma import training
+from enigma.figures import WIDTH, styled
+from enigma.profile import BASE, load_profile
+from enigma.results import Results
+
+HELD = {"none": ("#D55E00", "o", "-"), "Sinkhorn": ("#0072B2", "s", "--"), "KL": ("#009E73", "^", "")}
+PANELS = (
+    ("reward_strict", "strict format rate", None),
+    ("row_bound_base_critic", "row bound, untrained critic (nats)", "row_bound"),
+    ("perplexity_base", "perplexity under the untrained model", None),
+    ("drift", "Sinkhorn divergence, last step", None),
+)
+CAPTION = (
+    "The weights of the extra terms: each setting trained once ({steps} steps, one seed), then sampled on {questions} "
+    "held-out questions. `held_by`: what bounds the drift. Bounds in nats, 95 % intervals over questions; `drift`: the "
+    "Sinkhorn divergence of the last step."
+)
+
+
+def table(profile, results) -> pd.DataFrame:
+    """One row for each arm and one for the untrained model: its settings, and how its completions turned out."""
+    made = training.run(profile, results)
+    drift = made["training"].groupby("arm").sinkhorn.last()
+    frame = made["legibility"].drop(columns=["set", "k", "seed"])
+    arms = [profile.arms.get(arm) for arm in frame.arm]
+    frame.insert(1, "lambda_sami", [arm.lambda_sami if arm else np.nan for arm in arms])
+    frame.insert(2, "held_by", [_held_by(arm) if arm else "" for arm in arms])
+    frame.insert(3, "budget", [arm.ot_budget if arm and arm.lambda_ot else np.nan for arm in arms])
+    frame.insert(4, "drift", frame.arm.map(drift))
+    return frame
+
+
+def _held_by(arm) -> str:
+    return "Sinkhorn" if arm.lambda_ot else "KL" if arm.beta else "none"
+
+
+@styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """Four panels against the coefficient of the SAMI term; a line for what bounds the drift."""
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 4.4), layout="constrained", sharex=True)
+    base = frame[frame.arm == BASE].iloc[0]
+    trained = frame[frame.arm != BASE]
+    ticks = sorted(trained.lambda_sami.unique())
+    for panel, letter, (column, label, own) in zip(axes.flat, "abcd", PANELS, strict=True):
+        for (held_by, budget), part in trained.groupby(["held_by", "budget"], dropna=False):
+            colour, marker, line = HELD[held_by]
+            face = "white" if budget > 0.05 else colour
+            x = [ticks.index(value) for value in part.sort_values("lambda_sami").lambda_sami]
+            part = part.sort_values("lambda_sami")
+            name = {"none": "no bound", "KL": "KL 0.1"}.get(held_by, f"Sinkhorn, budget {budget:g}")
+            panel.plot(x, part[column], color=colour, marker=marker, ls=line, mfc=face, label=name)
+            if own:
+                panel.plot(x, part[own], color=colour, marker=marker, ls="", mfc="none", alpha=0.45)
+            if f"{column}_low" in part:
+                panel.vlines(x, part[f"{column}_low"], part[f"{column}_high"], color=colour, lw=0.8, alpha=0.6)
+        if np.isfinite(base.get(column, np.nan)):
+            panel.axhline(base[column], color="#7f7f7f", lw=0.8, ls=":", label="untrained")
+        panel.set(ylabel=label, xticks=range(len(ticks)), xticklabels=[f"{value:g}" for value in ticks])
+        panel.set_title(rf"$\mathbf{{{letter}}}$", loc="left")
+    for panel in axes[1]:
+        panel.set_xlabel("coefficient of the SAMI term")
+    axes[1, 0].set_yscale("log")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+def main() -> None:
+    profile = load_profile(Path(__file__).with_suffix(".yaml"))
+    results = Results(profile)
+    chosen = Results(load_profile("cpu")).read_yaml("selection")
+    results.write_yaml("selection", chosen, "The sets that the cpu profile chose.")
+    frame = table(profile, results)
+    caption = CAPTION.format(steps=profile.trainer.max_steps, questions=profile.sufficiency.heldout)
+    results.write_table("sweep", frame, caption, inputs=("training", "legibility"))
+    faint = " Faint hollow marks in (b): the model's own critic."
+    results.save_figure("sweep", draw(frame), caption + faint, inputs=("sweep",))
+    print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    main()
