@@ -2,6 +2,7 @@
 # make test        set up, lint, test
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes
+# make bench       time and memory of the trainer against named peers, into benchmarks/
 # make lab         JupyterLab on the notebooks
 # make clean       remove the environment and what tools left behind; results stay
 
@@ -20,7 +21,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 
-.PHONY: reproduce setup test smoke lab clean
+.PHONY: reproduce setup test smoke bench lab clean
 
 reproduce: setup
 	$(RUN) -m enigma run $(PROFILE)
@@ -49,6 +50,9 @@ test: setup
 
 smoke: setup
 	$(RUN) -m enigma run smoke
+
+bench: setup
+	$(RUN) -m benchmarks
 
 lab: setup
 	$(RUN) -m jupyter lab notebooks

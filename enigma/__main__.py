@@ -1,4 +1,4 @@
-"""Command line: `python -m enigma check|run|sufficiency|cite|fetch`.
+"""Command line: `python -m enigma check|run|status|sufficiency|cite|fetch`.
 
 A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
 """
@@ -6,22 +6,22 @@ A command is one function of the parsed arguments that returns an exit status (N
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from enigma.errors import InputError
 
 
 def check(args: argparse.Namespace) -> None:
-    """Validate a profile and its principles, and print what they amount to."""
-    from enigma.principles import load_pool
+    """Validate a profile and everything it names, and print what it amounts to."""
+    from enigma.inputs import check_inputs
     from enigma.profile import load_profile, sizes
 
     profile = load_profile(args.profile)
-    pool = load_pool(profile.principles.pool)
-    if 2 * profile.principles.set_size > len(pool):
-        raise InputError(f"{args.profile}: principles.set_size: found {profile.principles.set_size}; expected at most "
-                         f"half of the pool's {len(pool)} principles, for a high and a low set")
+    pool = check_inputs(profile)
     print(f"{profile.name} ({profile.hash}): {profile.description}")
     for label, value in _size_rows(sizes(profile, len(pool)), profile):
         print(f"  {label:<34}{value}")
@@ -61,6 +61,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def status(args: argparse.Namespace) -> None:
+    """Show every stage, arm and seed of a profile as done, running, stopped, failed or missing. Writes nothing."""
+    from enigma.profile import load_profile
+    from enigma.status import text
+
+    print(text(load_profile(args.profile), args.results))
+
+
 def fetch(args: argparse.Namespace) -> None:
     """Download and convert the embedded model into the cache, and print where it is."""
     from enigma.assets import embedded_folder
@@ -70,14 +78,13 @@ def fetch(args: argparse.Namespace) -> None:
 
 def sufficiency(args: argparse.Namespace) -> None:
     """Rank the principles of a file by their Sufficiency Index, print the table and write it."""
-    from enigma.principles import load_pool
+    from enigma.inputs import check_ranking
     from enigma.profile import load_profile
 
     profile = load_profile(args.profile)
-    load_pool(args.principles)
+    folder = check_ranking(profile, args.principles, args.results)
     from enigma.sufficiency import rank
 
-    folder = Path(args.results) / "sufficiency" / Path(args.principles).stem
     table = rank(profile, args.principles, folder)
     shown = table[["name", "si", "si_low", "si_high", "row_bound", "row_low", "row_high", "questions"]]
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
@@ -102,10 +109,17 @@ def readme(args: argparse.Namespace) -> None:
     print(update_readme(Path("README.md"), Results(load_profile(args.profile), args.results)))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a wrong argument in one line, like every other error."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; expected arguments as in `{self.prog} --help`; correct them\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(prog="python -m enigma", description="A reproducible companion to the ENIGMA paper.")
+    parser = _Parser(prog="python -m enigma", description="A reproducible companion to the ENIGMA paper.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(function, help_text: str) -> argparse.ArgumentParser:
@@ -118,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("profile", help="a name or a path to a YAML file")
     command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
     command.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage, for example 03_benchmark")
+    command = add(status, "show how far a run is")
+    command.add_argument("profile", nargs="?", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
     command = add(sufficiency, "rank your own principles")
     command.add_argument("principles", help="a YAML file with a list under principles:")
     command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
@@ -133,16 +150,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. To whatever runs it is an interrupt: kernels are stopped and temporary files removed."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a stage failed, 2 bad input, 130 interrupted."""
+    """Exit status: 0 done, 1 a stage failed, 2 bad input, 130 interrupted (SIGINT), 143 terminated (SIGTERM)."""
     args = _parser().parse_args(arguments)
     try:
-        return args.function(args) or 0
+        with _interrupted_once():
+            return args.function(args) or 0
     except InputError as error:
         return _refuse(args, error, 2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as signalled:
+        terminated = isinstance(signalled, Terminated)
+        word = "terminated" if terminated else "interrupted"
+        print(f"{word}; the same command continues where it stopped", file=sys.stderr)
+        return 143 if terminated else 130
+
+
+@contextlib.contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """The first SIGINT or SIGTERM interrupts the block; a second one does not cut short what then tidies up."""
+
+    def interrupt(number, frame):
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _refuse(args: argparse.Namespace, error: Exception, status: int) -> int:

@@ -10,20 +10,17 @@ the same profile, adapter bytes, items, limit and seed. Source: our choice [D]; 
 
 from __future__ import annotations
 
-import csv
 import functools
 import gc
 import hashlib
 import json
 import logging
-import os
 import random
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -37,39 +34,14 @@ from enigma.errors import InputError
 from enigma.progress import headless, track
 from enigma.results import atomic_write_json, file_hash
 from enigma.stats import mean_interval
+from enigma.tasks.external import EXTERNAL, OWN_TASKS, External, check_file, check_names, data_folder
 
 TASKS = Path(__file__).with_name("tasks")
-OWN_TASKS = ("enigma_reasoning", "enigma_truthfulness", "enigma_format")
 TEMPLATED = ("enigma_format",)  # the tasks that are asked in the chat template
 BASE = "base"
 ABLATION = "grpo"  # the arm, beside base, that every other arm is compared with
 LEVEL = 0.05
 PERMUTATIONS = 9999
-
-
-@dataclass(frozen=True)
-class External:
-    """A task of lm-eval's own: its YAML, and its data in the user's folder, split by split."""
-
-    yaml: str
-    files: dict[str, str]
-    columns: tuple[str, ...]
-
-
-_TRUTHFULQA = {"validation": "truthfulqa/multiple_choice.jsonl"}
-_LAYOUT = ("question", "mc1_targets", "mc2_targets")
-EXTERNAL = {
-    "truthfulqa_mc1": External("truthfulqa/truthfulqa_mc1.yaml", _TRUTHFULQA, _LAYOUT),
-    "truthfulqa_mc2": External("truthfulqa/truthfulqa_mc2.yaml", _TRUTHFULQA, _LAYOUT),
-    "gsm8k": External(
-        "gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}, ("question", "answer")
-    ),
-    "gpqa_main_zeroshot": External(
-        "gpqa/zeroshot/gpqa_main_zeroshot.yaml",
-        {"train": "gpqa/gpqa_main.csv"},
-        ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-    ),
-}
 
 
 # ---- the stage -----------------------------------------------------------------------------------------------------
@@ -152,7 +124,7 @@ def _data_hash(task: str) -> str:
     """sha256 over the files that a task's items come from; "hub" where lm-eval fetches them."""
     if task in OWN_TASKS:
         paths = sorted(path for path in TASKS.iterdir() if path.suffix in (".jsonl", ".yaml", ".py"))
-    elif (folder := _data_folder()) is None:
+    elif (folder := data_folder()) is None:
         return "hub"
     else:
         paths = [folder / file for file in EXTERNAL[task].files.values()]
@@ -344,10 +316,10 @@ def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:
     """Two-sided p-value of no difference between paired scores, both (n,), in [0, 1].
 
     Exact McNemar test where all scores are 0 or 1; else a permutation test that swaps the pairs (9,999 draws by
-    `seed`, or all swaps where there are fewer). 1 where no pair differs.
+    `seed`, or all swaps where there are fewer). 1 where no pair differs or there is only one.
     """
     differ = one != other
-    if not differ.any():
+    if not differ.any() or len(one) == 1:
         return 1.0
     if np.isin([one, other], (0, 1)).all():
         return float(scipy_stats.binomtest(int((one > other).sum()), int(differ.sum())).pvalue)
@@ -380,11 +352,8 @@ def check_tasks(names: Sequence[str]) -> None:
 
 def load_tasks(names: Sequence[str], seed: int) -> dict:
     """{name: lm-eval's Task} in the order of `names`. `seed` decides where gpqa's right answer stands."""
-    known = [*OWN_TASKS, *EXTERNAL]
-    for name in names:
-        if name not in known:
-            raise InputError(f"benchmarks.tasks: found {name!r}, expected one of {', '.join(known)}")
-    folder = _data_folder()
+    check_names(names)
+    folder = data_folder()
     from lm_eval.tasks import TaskManager
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -426,37 +395,11 @@ def _task_yaml(name: str, task: External, folder: Path | None) -> dict:
         return included
     files = {split: folder / file for split, file in task.files.items()}
     for path in files.values():
-        _check_file(path, name, task.columns)
+        check_file(path, name)
     kind = "csv" if next(iter(files.values())).suffix == ".csv" else "json"
     data_files = {split: str(path.resolve()) for split, path in files.items()}
     source = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": data_files}}
     return included | source
-
-
-def _data_folder() -> Path | None:
-    """The folder that ENIGMA_DATA names. InputError where it is none."""
-    named = os.environ.get("ENIGMA_DATA", "")
-    if not named:
-        return None
-    folder = Path(named).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"ENIGMA_DATA: found {named}, expected a folder; correct or unset it")
-    return folder
-
-
-def _check_file(path: Path, task: str, columns: Sequence[str]) -> None:
-    """InputError unless `path` is there and its first row has `columns`."""
-    wanted = f"expected {'CSV' if path.suffix == '.csv' else 'JSON lines'} with {', '.join(columns)}"
-    if not path.is_file():
-        raise InputError(f"{path}: found no such file, {wanted} for the task {task}; add it, or unset ENIGMA_DATA")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            found = next(csv.reader(file), []) if path.suffix == ".csv" else json.loads(file.readline())
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; {wanted}; mend the file") from None
-    missing = [column for column in columns if column not in found]
-    if missing:
-        raise InputError(f"{path}: found no {', '.join(missing)}; {wanted}; mend the file")
 
 
 # ---- leaving everything as it was ----------------------------------------------------------------------------------

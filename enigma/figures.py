@@ -170,7 +170,7 @@ def fig1_sufficiency(sufficiency: pd.DataFrame) -> Figure:
     _title(right, "b", "Sets")
 
     key.axis("off")
-    handles = [Patch(color=colours[family], label=family) for family in families]
+    handles = [Patch(color=colours[family], label=family.replace("$", r"\$")) for family in families]
     handles += [
         Line2D([], [], color="black", marker="o", ls="", label="reasoning span"),
         Line2D([], [], color="black", marker="o", mfc="white", ls="", ms=3, label="whole completion"),
@@ -208,8 +208,8 @@ def _effect(row, column: str) -> str:
 
 
 @styled
-def fig2_training(training: pd.DataFrame, k: int | None = None) -> Figure:
-    """Six curves against the step for every arm. `k`: matched principles, for the line at log K."""
+def fig2_training(training: pd.DataFrame, k: int | None = None, budget: float = 0.0) -> Figure:
+    """Six curves against the step for every arm. `k`: matched principles, for the line at log K; `budget`: of the hinge."""
     last = ("kl", "KL to base (nats/token)") if _positive(training, "kl") else ("grad_norm", "Gradient norm")
     shown = [
         ("reward_graded", "Graded format reward"),
@@ -231,16 +231,26 @@ def fig2_training(training: pd.DataFrame, k: int | None = None) -> Figure:
         axes.margins(x=0.02)
         if column in ("reward_graded", "reward_strict", "zero_spread"):
             axes.set_ylim(-0.04, 1.04)
+        if column == "row_bound" and _has(training, "row_bound_base_critic"):
+            for arm, (colour, marker) in styles.items():
+                read = training[training["arm"] == arm].groupby("step")["row_bound_base_critic"].mean().dropna()
+                axes.plot(read.index, read, ls="", marker=marker, mfc="white", mec=colour, mew=0.8)
         if column == "row_bound" and k:
-            axes.axhline(math.log(k), color=GREY, lw=0.7, ls="--")
-            axes.annotate(f"log {k}", (1, math.log(k)), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                          textcoords="offset points", ha="right", va="bottom", fontsize=7, color=GREY)  # fmt: skip
-            axes.set_ylim(top=max(axes.get_ylim()[1], math.log(k) * 1.12))
+            _level(axes, math.log(k), f"log {k}")
+        if column == "sinkhorn" and budget:
+            _level(axes, budget, "budget")
     for axes in grid[1]:
         axes.set_xlabel("Step")
     handles = [Line2D([], [], color=colour, label=arm) for arm, (colour, _) in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def _level(axes: Axes, value: float, text: str) -> None:
+    axes.axhline(value, color=GREY, lw=0.7, ls="--")
+    axes.annotate(text, (1, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+                  ha="right", va="bottom", fontsize=7, color=GREY)  # fmt: skip
+    axes.set_ylim(top=max(axes.get_ylim()[1], value * 1.12))
 
 
 def _positive(frame: pd.DataFrame, column: str) -> bool:
@@ -272,15 +282,16 @@ def seed_band(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return (runs.mean(axis=1) - width).to_numpy(), (runs.mean(axis=1) + width).to_numpy()
 
 
-def fig2_caption(training: pd.DataFrame, k: int | None = None) -> str:
+def fig2_caption(training: pd.DataFrame, k: int | None = None, budget: float = 0.0) -> str:
     seeds, steps = training["seed"].nunique(), training["step"].nunique()
     bands = {1: "One seed, so no band.", 2: "Bands: range of two seeds."}
     band = bands.get(seeds, f"Bands: 95% t intervals over {seeds} seeds.")
     spread = training.groupby("arm", sort=False)["zero_spread"].mean() if _has(training, "zero_spread") else {}
     shares = ", ".join(f"{arm} {share:.0%}" for arm, share in spread.items())
     ends = ", ".join(f"{arm} {start:.2f} -> {end:.2f}" for arm, start, end in reward_ends(training))
+    read = "(d) Hollow marks: the bound with the untrained model as critic. " if _has(training, "row_bound_base_critic") else ""
     return (
-        f"Training: thin lines every step, thick lines a centred mean over {smoothing_window(steps)} steps. {band} Sinkhorn "
+        f"Training: thin lines every step, thick lines a centred mean over {smoothing_window(steps)} steps. {band} {read}Sinkhorn "
         "divergence of hidden states to the untrained model before the hinge, in units of the reference's mean cost. "
         f"Graded reward, mean of the first and the last fifth of the steps: {ends}. Groups of zero spread teach nothing: "
         f"{shares or 'share not measured'}."
@@ -674,7 +685,10 @@ class Entry:
 FIGURES = {
     "fig1_sufficiency": Entry(fig1_sufficiency, fig1_caption, ("sufficiency",)),
     "fig2_training": Entry(
-        fig2_training, fig2_caption, ("training",), lambda profile: {"k": profile.trainer.num_principles}
+        fig2_training,
+        fig2_caption,
+        ("training",),
+        lambda profile: {"k": profile.trainer.num_principles, "budget": profile.trainer.ot_budget},
     ),
     "fig3_benchmarks": Entry(fig3_benchmarks, fig3_caption, ("benchmarks", "benchmark_differences")),
     "fig4_geometry": Entry(fig4_geometry, fig4_caption, ("geometry",)),

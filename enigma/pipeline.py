@@ -2,12 +2,15 @@
 
 The `.py` notebooks are the source: each is converted in memory, given its parameters, run by papermill in a kernel of
 its own, and saved under results/<profile>/notebooks. The source is never touched. Every stage resumes by itself, so
-running again is safe. Seconds and peak memory of each stage go to results/<profile>/stages.json.
+running again is safe; only one run at a time holds the lock of a results folder (`enigma.runlock`). Seconds and peak
+memory of each stage go to results/<profile>/stages.json.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import os
 import re
 import sys
@@ -15,18 +18,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from enigma import resources
 from enigma.assets import cache_folder
 from enigma.errors import InputError
-from enigma.profile import Profile, load_profile
-from enigma.results import Results, atomic_write_json, atomic_write_text
+from enigma.inputs import check_inputs, check_results
+from enigma.principles import load_pool
+from enigma.profile import Profile, load_profile, sizes
+from enigma.progress import HEARTBEAT, beat, heartbeat_path
+from enigma.results import DiskFull, Results, atomic_write_json, atomic_write_text, remove_leftovers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 SMALLER = {"paper": "gpu", "gpu": "cpu", "cpu": "smoke"}
+HEAVIEST = "02_train"  # whose needs a profile's estimates of memory and disk are
 SAMPLE_SECONDS = 0.2
+FULL = 2**20  # bytes; a disk with less left is full
 
 
 class StageFailed(RuntimeError):
@@ -37,17 +45,24 @@ def run(profile: str | Path, root: str | Path = "results", first: str | None = N
     """Run the notebooks in `folder` on a profile (name or path), from stage `first` on; return the results folder.
 
     `root` is where results/<profile> is made, relative to the working directory. Raises InputError before anything
-    runs when the profile, the stage or a notebook's parameters are wrong, and StageFailed when a notebook stops.
+    runs when the profile, the stage or a notebook's parameters are wrong, when disk or memory do not suffice and when
+    another process runs this profile there; StageFailed when a notebook stops.
     """
     checked = load_profile(profile)
     results = Results(checked, root)
     stages = _from(stage_paths(folder), first)
+    check_inputs(checked)
+    check_results(checked, results, [path.stem for path in stage_paths(folder) if path not in stages])
     parameters = {"profile": str(profile), "root": str(root)}
     notebooks = {path.stem: _prepared(path, parameters) for path in stages}
-    for stage, notebook in notebooks.items():
-        _run_stage(stage, notebook, parameters, results)
-    # Once more, now that the last stage's own cost is known.
-    results.write_record()
+    if HEAVIEST in notebooks:
+        _check_room(checked, results.folder)
+    with results.lock() as lock:
+        remove_leftovers(results.folder)
+        for stage, notebook in notebooks.items():
+            _run_stage(stage, notebook, parameters, results, lock)
+        # Once more, now that the last stage's own cost is known.
+        results.write_record()
     return results.folder
 
 
@@ -67,7 +82,36 @@ def _from(stages: list[Path], first: str | None) -> list[Path]:
         number, _, name = path.stem.partition("_")
         if first in (path.stem, name, number, number.lstrip("0")):
             return stages[position:]
-    raise InputError(f"--from: found {first!r}; expected one of {', '.join(path.stem for path in stages)}")
+    raise InputError(f"--from: found {first!r}; expected one of {', '.join(path.stem for path in stages)}; correct it")
+
+
+# ---- room for a run ------------------------------------------------------------------------------------------------
+
+
+def _check_room(profile: Profile, folder: Path) -> None:
+    """Raise InputError where the profile's estimate of disk or memory is more than there is.
+
+    What the results folder and the cache hold already counts as found: an earlier attempt may have left it.
+    """
+    size = sizes(profile, len(load_pool(profile.principles.pool)))
+    rooms = [("memory", "available", size.memory_gb, resources.free_memory, "close other programs")]
+    for place, setting in ((folder, "--results"), (cache_folder(), "ENIGMA_CACHE")):
+        found = functools.partial(_disk_for, place)
+        remedy = f"free some, name another folder with {setting}"
+        rooms.append(("disk", f"free for {place}", size.disk_gb, found, remedy))
+    for what, where, expected_gb, find, remedy in rooms:
+        if expected_gb is not None and (found_gb := find() / 1e9) < expected_gb:
+            raise InputError(f"{profile.name}: {what}: found {found_gb:.2f} GB {where}; expected about "
+                             f"{expected_gb:.2f} GB; {remedy}, or try {_smaller(profile)}")
+
+
+def _disk_for(place: Path) -> int:
+    return resources.free_disk(place) + resources.size_on_disk(place)
+
+
+def _smaller(profile: Profile) -> str:
+    smaller = SMALLER.get(profile.name)
+    return f"the profile {smaller}" if smaller else "a smaller batch or fewer tokens"
 
 
 # ---- one notebook --------------------------------------------------------------------------------------------------
@@ -95,55 +139,104 @@ def _parameters(path: Path, notebook) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None:
+def _run_stage(stage: str, notebook, parameters: dict, results: Results, lock: int | None) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     print(f"== {stage}", file=sys.stderr, flush=True)
     target, started, status = results.notebooks / f"{stage}.ipynb", time.monotonic(), "failed"
-    with tempfile.TemporaryDirectory() as scratch, _peak_memory() as peak:
+    heartbeat = {HEARTBEAT: str(heartbeat_path(results.folder, stage).absolute())}
+    with tempfile.TemporaryDirectory() as scratch, _peak_memory() as peak, _environment(**heartbeat):
         raw = Path(scratch) / target.name
+        _record_start(results, stage)
         try:
-            _execute(notebook, raw, parameters)
+            _execute(notebook, raw, parameters, lock)
             status = "done"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
         except DeadKernelError:
             raise StageFailed(_dead_kernel(stage, results.profile, peak[0])) from None
         except PapermillExecutionError as error:
-            if error.ename == "InputError":
+            if error.ename in ("InputError", "DiskFull"):
                 raise InputError(f"{stage}: {error.evalue}") from None
             raise StageFailed(f"{stage}: cell {error.exec_count} stopped with {error.ename}: {_short(error.evalue)}; "
-                              f"the whole traceback is in {target}") from None
+                              f"{_full_disk(results)}the whole traceback is in {target}") from None
+        except OSError as error:  # papermill writes its own copy to the temporary folder
+            free = resources.free_disk(raw)
+            raise StageFailed(f"{stage}: {scratch}: {error.strerror or error}; found {free:,} bytes free there; "
+                              "expected room for a notebook; free some, or set TMPDIR") from error
         finally:
             seconds = time.monotonic() - started
-            _save(raw, target, parameters)
-            _record(results, stage, seconds, peak[0], status)
+            # On a full disk it is the failure that should be told, not that its record does not fit.
+            with contextlib.nullcontext() if status == "done" else contextlib.suppress(DiskFull):
+                _save(raw, target, parameters)
+                _record(results, stage, seconds, peak[0], status)
     print(f"== {stage}: {seconds:.0f} s, peak memory {peak[0]:.1f} GB", file=sys.stderr, flush=True)
 
 
-def _execute(notebook, raw: Path, parameters: dict) -> None:
+def _execute(notebook, raw: Path, parameters: dict, lock: int | None) -> None:
     import papermill
 
-    with _environment(ENIGMA_HEADLESS="1"):
+    with _environment(ENIGMA_HEADLESS="1"), _no_kernel_left():
         papermill.execute_notebook(
             notebook,
             str(raw),
             parameters=parameters,
             kernel_name="python3",
             language="python",
+            kernel_manager_class=_kernels(lock),
+            shutdown_kernel="immediate",  # all is written; a kernel asked politely amid its work protests at length
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
 
 
+def _kernels(lock: int | None):
+    """A kernel manager whose kernels inherit the run's lock: while one lives, even orphaned, no other run begins."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    inherited = [lock] if lock is not None and os.name == "posix" else []
+
+    class Kernels(AsyncKernelManager):
+        async def _async_launch_kernel(self, command, **options):
+            await super()._async_launch_kernel(command, pass_fds=inherited, **options)
+
+    return Kernels
+
+
+@contextlib.contextmanager
+def _no_kernel_left() -> Iterator[None]:
+    """Kill what the block started and left alive: an interrupt may come amid a kernel's start."""
+    import psutil
+
+    own = psutil.Process()
+    before = set(own.children(recursive=True))
+    try:
+        yield
+    finally:
+        for child in set(own.children(recursive=True)) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
 def _dead_kernel(stage: str, profile: Profile, peak_gb: float) -> str:
-    smaller = SMALLER.get(profile.name)
-    advice = f"the profile {smaller}" if smaller else "a smaller batch or fewer tokens"
     return (f"{stage}: the kernel died with {peak_gb:.1f} GB in use at its peak, most likely for want of memory; "
-            f"try {advice}, or a machine with more")
+            f"try {_smaller(profile)}, or a machine with more")
 
 
-@contextmanager
+def _full_disk(results: Results) -> str:
+    """What to add to the report of a failure where the disk is full; libraries tell it each in their own words."""
+    free = resources.free_disk(results.folder)
+    if free >= FULL:
+        return ""
+    expected = sizes(results.profile, len(load_pool(results.profile.principles.pool))).disk_gb
+    estimate = "" if expected is None else f", expected about {expected:.2f} GB for the whole run"
+    return f"{results.folder}: the disk is full: found {free:,} bytes free{estimate}; free some and go on; "
+
+
+@contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -154,7 +247,7 @@ def _environment(**values: str) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _peak_memory() -> Iterator[list[float]]:
     """A one-item list with the highest resident memory (GB, 10^9 bytes) of processes started inside the block.
 
@@ -184,15 +277,22 @@ def _peak_memory() -> Iterator[list[float]]:
         thread.join()
 
 
+def _record_start(results: Results, stage: str) -> None:
+    """Say in stages.json that the stage is running; the heartbeat says of which process."""
+    beat("starting", 0, None, "")
+    stages = _recorded(results)
+    stages[stage] = {**_NEW_STAGE, **stages.get(stage, {}), "status": "running", "profile_hash": results.profile.hash}
+    stages[stage].pop("reason", None)
+    atomic_write_json(results.folder / "stages.json", dict(sorted(stages.items())))
+
+
 def _record(results: Results, stage: str, seconds: float, peak_gb: float, status: str) -> None:
     """Add an attempt to stages.json. What was recorded for another profile text is dropped.
 
     `seconds` is the sum over attempts, because a later attempt only finishes what earlier ones left.
     """
-    path = results.folder / "stages.json"
-    stages = {name: entry for name, entry in _read_stages(path).items()
-              if entry.get("profile_hash") == results.profile.hash}
-    before = stages.get(stage, {"seconds": 0.0, "peak_memory_gb": 0.0, "attempts": 0})
+    stages = _recorded(results)
+    before = stages.get(stage, _NEW_STAGE)
     stages[stage] = {
         "seconds": round(before["seconds"] + seconds, 1),
         "peak_memory_gb": round(max(before["peak_memory_gb"], peak_gb), 2),
@@ -201,7 +301,19 @@ def _record(results: Results, stage: str, seconds: float, peak_gb: float, status
         "status": status,
         "profile_hash": results.profile.hash,
     }
-    atomic_write_json(path, dict(sorted(stages.items())))
+    if status == "failed":
+        error = sys.exception()  # the one that ends the stage
+        stages[stage]["reason"] = _short(error) or type(error).__name__
+    atomic_write_json(results.folder / "stages.json", dict(sorted(stages.items())))
+
+
+_NEW_STAGE = {"seconds": 0.0, "peak_memory_gb": 0.0, "attempts": 0}
+
+
+def _recorded(results: Results) -> dict:
+    """{stage: entry} of stages.json, without what was recorded for another profile text."""
+    stages = _read_stages(results.folder / "stages.json")
+    return {name: entry for name, entry in stages.items() if entry.get("profile_hash") == results.profile.hash}
 
 
 def _read_stages(path: Path) -> dict:

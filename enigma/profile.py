@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from pydantic_core import PydanticCustomError
 from enigma.errors import InputError
 
 BUILTIN = Path(__file__).parent / "profiles"
+MAX_BYTES = 100_000
 BASE = "base"  # the untrained model's row in every table
 
 Count = Annotated[int, Field(ge=1)]
@@ -101,6 +103,9 @@ class Arm(Section):
     set: Literal["high", "low"]
     lambda_sami: NotNegative
     lambda_ot: NotNegative
+    # Null: as in the section `trainer`.
+    ot_budget: NotNegative | None = None
+    beta: NotNegative | None = None
 
 
 class Lora(Section):
@@ -126,6 +131,7 @@ class Trainer(Section):
     ot_epsilon: Positive
     ot_budget: NotNegative
     ot_points: Annotated[int, Field(ge=2)]
+    legibility_steps: Annotated[int, Field(ge=0)] = 0
     save_steps: Count
     zero_spread: Literal["error", "report"]
     lora: Lora
@@ -277,7 +283,13 @@ def _trainer_problems(profile: Profile) -> Iterator[Problem]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a repeated key and reads 3e-4 as a number, as YAML 1.2 does."""
+    """Safe YAML that refuses aliases and a repeated key, and reads 3e-4 as a number, as YAML 1.2 does."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):  # a few of them can make a small file huge
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*) are not allowed", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -326,22 +338,27 @@ def _locate(name_or_path: str | Path) -> Path:
     path = Path(given)
     if isinstance(name_or_path, str) and path.suffix not in (".yaml", ".yml") and path.name == given:
         if given not in builtin_names():
-            raise InputError(f"profile {given!r}: not found; expected one of {', '.join(builtin_names())}, "
-                             "or a path that ends in .yaml")
+            raise InputError(f"profile {given!r}: not found; expected one of {', '.join(builtin_names())}; "
+                             "correct the name, or give a path that ends in .yaml")
         return BUILTIN / f"{given}.yaml"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a profile, for example a changed copy of "
-                         "enigma/profiles/cpu.yaml")
+    if not os.path.isfile(path):
+        raise InputError(f"{given!a:.200}: no such file; expected a profile, for example a changed copy of "
+                         "enigma/profiles/cpu.yaml; correct the path")
     return path
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES // 1000} kB; expected a profile; give another file")
+        return content.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; expected a YAML text in UTF-8") from None
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; expected UTF-8; save it as that") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a readable YAML file") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a readable file; "
+                         "check its permissions") from None
 
 
 def _parse(path: Path, text: str) -> dict:
@@ -351,9 +368,13 @@ def _parse(path: Path, text: str) -> dict:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its text"
         problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
-        raise InputError(f"{path}: {where}: {problem}; expected valid YAML with each key once") from None
+        raise InputError(f"{path}: {where}: {problem}; expected valid YAML with each key once; correct it") from None
+    except Exception as error:  # a false tag such as `!!int ''` ends in any of Python's own errors
+        reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise InputError(f"{path}: not valid YAML ({reason:.200}); expected plain YAML; put texts in quotes") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path}: found {_shown(data)}; expected a mapping of sections (name, model, arms, ...)")
+        raise InputError(f"{path}: found {_shown(data)}; expected a mapping of sections (name, model, arms, ...); "
+                         "begin with a copy of enigma/profiles/cpu.yaml")
     return data
 
 
@@ -368,18 +389,19 @@ def _anchor_paths(data: dict, folder: Path) -> None:
             continue
         local = {"principles": True, "questions": spec.get("source") == "jsonl", "model": spec.get("source") == "local"}
         if local[section]:
-            spec[key] = str(folder / Path(spec[key]).expanduser())
+            spec[key] = str(folder / os.path.expanduser(spec[key]))
 
 
 def _check_files(path: Path, profile: Profile) -> None:
     checks = [
-        ("principles.pool", profile.principles.pool, profile.principles.pool != "default", Path.is_file, "a YAML file"),
-        ("questions.path", profile.questions.path, profile.questions.source == "jsonl", Path.is_file, "a JSONL file"),
-        ("model.id", profile.model.id, profile.model.source == "local", Path.is_dir, "a folder with a model"),
+        ("principles.pool", profile.principles.pool, profile.principles.pool != "default", os.path.isfile, "a YAML file"),
+        ("questions.path", profile.questions.path, profile.questions.source == "jsonl", os.path.isfile, "a JSONL file"),
+        ("model.id", profile.model.id, profile.model.source == "local", os.path.isdir, "a folder with a model"),
     ]
     for key, value, named, exists, kind in checks:
-        if named and not exists(Path(value)):
-            raise InputError(f"{path}: {key}: found {value}, which does not exist; expected {kind}")
+        if named and not exists(value):
+            raise InputError(f"{path}: {key}: found {_shown(value, 200)}, which does not exist; expected {kind}; "
+                             "correct the path")
 
 
 # ---- one line for the first error ----------------------------------------------------------------------------------
@@ -387,37 +409,41 @@ def _check_files(path: Path, profile: Profile) -> None:
 
 def _one_line(path: Path, error: ValidationError) -> str:
     first = error.errors()[0]
-    key = first["ctx"].get("key") if first["type"] == "impossible" else ".".join(str(part) for part in first["loc"])
+    key = first["ctx"].get("key") if first["type"] == "impossible" else ".".join(map(_part, first["loc"]))
     key = key.removesuffix(".[key]")
     rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{path}: {key}: {_explain(first)}{rest}"
 
 
+def _part(part: str | int) -> str:
+    """A key as it was written, or quoted where it is no ordinary one."""
+    return str(part) if isinstance(part, int) or part == "[key]" or re.fullmatch(r"[\w.!-]{1,60}", part) else _shown(part)
+
+
 def _explain(error: dict) -> str:
     kind, found = error["type"], _shown(error["input"])
     if kind == "impossible":
-        return f"found {error['ctx']['found']}; expected {error['ctx']['expected']}"
+        return f"found {error['ctx']['found']}; expected {error['ctx']['expected']}; change one of them"
     if kind == "missing":
-        return "missing; expected this key, as in enigma/profiles/cpu.yaml"
+        return "missing; expected this key; add it, as in enigma/profiles/cpu.yaml"
     if kind == "extra_forbidden":
         known = _known_keys(error["loc"])
-        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-        return f"unknown key (value {found}); {hint}"
+        close = difflib.get_close_matches(str(error["loc"][-1])[:60], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "rename or remove it"
+        return f"unknown key (value {found}); expected one of {', '.join(known)}; {hint}"
     if kind == "string_pattern_mismatch":
-        return f"found {found}; expected text that matches {error['ctx']['pattern']}"
+        return f"found {found}; expected text that matches {error['ctx']['pattern']}; correct it"
     expected = re.sub(r"^(Input|[A-Z]\w+) should (be |have )?", "", error["msg"])
-    return f"found {found}; expected {expected}"
+    return f"found {found}; expected {expected}; correct it, see enigma/profiles/cpu.yaml"
 
 
 def _known_keys(location: tuple) -> list[str]:
     """Keys of the section that an unknown key was found in."""
     section: type[BaseModel] = Profile
+    if location[0] == "arms":
+        return list(Arm.model_fields)
     for part in location[:-1]:
-        if section is Profile and part == "arms":
-            section = Arm
-        elif part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation)
+        section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)
 
 

@@ -37,13 +37,31 @@ def load_questions(spec, role: str, count: int, seed: int) -> list[str]:
     if count < 1:
         raise ValueError(f"count {count}; expected at least 1")
     where, pairs = _SOURCES[spec.source](spec, seed)
+    return _draw(_available(where, pairs, role, count), count, seed)
+
+
+def check_questions(spec, counts: dict[str, int]) -> None:
+    """InputError unless the questions can be read and `counts[role]` of each role are there.
+
+    A hub's data set is not looked at: that would need the network.
+    """
+    if spec.source == "hub":
+        return
+    where, pairs = _SOURCES[spec.source](spec, seed=0)
+    for role, count in counts.items():
+        _available(where, pairs, role, count)
+
+
+def _available(where: str, pairs: list[tuple[str, str]], role: str, count: int) -> list[str]:
+    """All questions of a role. InputError where `count` are asked for and cannot be had."""
     available = [question for question, its_role in pairs if its_role == role]
-    if not available or (role != "train" and count > len(available)):
+    wanted = 1 if role == "train" else count  # training repeats them
+    if len(available) < wanted:
         raise InputError(
-            f"{where}: {count} questions of role {role} are asked for, {len(available)} are there; "
-            "lower the number in the profile or add questions"
+            f"{where}: found {len(available)} questions of role {role}; expected at least {wanted}; "
+            "add questions or lower the number in the profile"
         )
-    return _draw(available, count, seed)
+    return available
 
 
 def _draw(questions: list[str], count: int, seed: int) -> list[str]:
@@ -59,7 +77,7 @@ def _built_in(spec, seed: int) -> tuple[str, list[tuple[str, str]]]:
 
 def _jsonl(spec, seed: int) -> tuple[str, list[tuple[str, str]]]:
     if not spec.path:
-        raise InputError("questions.path: missing; source jsonl expects the path of a JSON lines file; add it")
+        raise InputError("questions.path: missing; expected the path of a JSON lines file; add it")
     return str(spec.path), _read_file(Path(spec.path))
 
 
@@ -85,7 +103,7 @@ _SOURCES = {"builtin": _built_in, "jsonl": _jsonl, "hub": _hub}
 def _hub_column(spec, seed: int, where: str) -> list[str | None]:
     if not re.fullmatch(r"[0-9a-f]{40}", spec.revision or ""):
         raise InputError(
-            f"{where}: questions.revision: {spec.revision!a:.60}; expected a commit hash (40 hex); pin one"
+            f"{where}: questions.revision: found {spec.revision!a:.60}; expected a commit hash (40 hex); pin one"
         )
     from datasets import Dataset, load_dataset
 
@@ -96,18 +114,21 @@ def _hub_column(spec, seed: int, where: str) -> list[str | None]:
             table = load_dataset(spec.dataset, split=spec.split or "train", revision=spec.revision)
     except Exception as error:  # the library lets errors of many packages through
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{where}: cannot be loaded ({reason:.300}); check name, split and network") from error
+        raise InputError(
+            f"{where}: cannot be loaded ({reason:.300}); expected a data set of the hub; check name, split and network"
+        ) from error
     column = spec.column or "question"
     if column not in table.column_names:
-        raise InputError(f"{where}: no column {column!r}; it has {', '.join(table.column_names)}; set questions.column")
+        known = ", ".join(table.column_names)
+        raise InputError(f"{where}: found no column {column!r}; expected one of {known}; set questions.column")
     rows = len(table) if spec.rows is None else spec.rows
     if rows > len(table):
-        raise InputError(f"{where}: questions.rows: {rows}, but there are {len(table)}; lower it")
+        raise InputError(f"{where}: questions.rows: found {rows}; expected at most {len(table)}; lower it")
     chosen = sorted(random.Random(seed).sample(range(len(table)), rows))
     values = list(table.select(chosen)[column])
     if wrong := [value for value in values if not isinstance(value, str | None)]:
         kind = type(wrong[0]).__name__
-        raise InputError(f"{where}: column {column!r} holds {kind}; expected text; set questions.column")
+        raise InputError(f"{where}: column {column!r}: found {kind}; expected text; set questions.column")
     return values
 
 
@@ -137,7 +158,7 @@ def _read_file(path: Path) -> list[tuple[str, str]]:
             raise InputError(f'{where}: "role" is given for some lines only; expected it on all lines or on none')
         pairs.append((question, role))
     if not pairs:
-        raise InputError(f'{path}: no questions; expected lines like {{"question": "..."}}; add some')
+        raise InputError(f'{path}: found no questions; expected lines like {{"question": "..."}}; add some')
     return [(question, role or _role_of(question)) for question, role in pairs]
 
 
@@ -152,14 +173,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     if len(raw) <= limit:
-                        raise InputError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+                        reason = f"byte {error.start} is not UTF-8; expected UTF-8; save it as that"
+                        raise InputError(f"{where}: {reason}") from error
                     line = " " * (MAX_CHARACTERS + 1)  # cut within a character: too long all the same
                 if len(line.rstrip("\r\n")) > MAX_CHARACTERS:
-                    raise InputError(f"{where}: longer than {MAX_CHARACTERS} characters; shorten or split it")
+                    raise InputError(f"{where}: too long; expected at most {MAX_CHARACTERS} characters; split it")
                 if line.strip():
                     yield number, line
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file; correct the path") from error
 
 
 def _record(line: str, where: str) -> tuple[str, str | None]:
@@ -169,7 +191,7 @@ def _record(line: str, where: str) -> tuple[str, str | None]:
         reason = getattr(error, "msg", type(error).__name__)
         raise InputError(f"{where}: broken JSON ({reason}); expected an object on one line; correct it") from error
     if not isinstance(record, dict):
-        raise InputError(f'{where}: {type(record).__name__}; expected an object with "question"; correct the line')
+        raise InputError(f'{where}: found {type(record).__name__}; expected an object with "question"; correct the line')
     question, role = record.get("question"), record.get("role")
     if not isinstance(question, str) or not question.strip():
         raise InputError(f'{where}: "question" is missing, empty or not text; expected a question; fill it in')

@@ -13,14 +13,21 @@ from pathlib import Path
 import pandas as pd
 
 from enigma.errors import InputError
-from enigma.results import atomic_write_text, claims_view, markdown_table
+from enigma.profile import load_profile
+from enigma.results import atomic_write_text, claims_view, interval_text, markdown_table
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- measured:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def update_readme(path: Path, results) -> Path:
-    """Render every measured block of a README. Raises InputError for a block that is not known."""
-    atomic_write_text(path, render(path.read_text(encoding="utf-8"), results))
+    """Render every measured block of a README. Raises InputError for a block that is not known, and for no README."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a README in UTF-8; go to the repository's "
+                         "folder") from None
+    atomic_write_text(path, render(text, results))
     return path
 
 
@@ -29,7 +36,8 @@ def render(text: str, results) -> str:
 
     def block(match: re.Match) -> str:
         if match[2] not in BLOCKS:
-            raise InputError(f"README.md: found block {match[2]!r}; expected one of {', '.join(BLOCKS)}")
+            raise InputError(f"README.md: found block {match[2]!r}; expected one of {', '.join(BLOCKS)}; "
+                             "correct its name")
         return f"{match[1]}\n{BLOCKS[match[2]](results).strip()}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)
@@ -37,7 +45,7 @@ def render(text: str, results) -> str:
 
 def costs(results) -> str:
     """Time and peak memory of each stage."""
-    stages = json.loads((results.folder / "run.json").read_text())["stages"]
+    stages = results.read_record()["stages"]
     rows = [
         {"stage": name, "minutes": f"{stage['seconds'] / 60:.1f}", "peak memory": f"{stage['peak_memory_gb']:.1f} GB"}
         for name, stage in stages.items()
@@ -69,4 +77,52 @@ def claims(results) -> str:
     return markdown_table(claims_view(results.read_table("claims")).drop(columns="note"))
 
 
-BLOCKS = {"costs": costs, "learning": learning, "claims": claims}
+def benchmarks(results) -> str:
+    """The trainer's cost against named peers, and the machine that it was measured on."""
+    measured = json.loads((REPOSITORY / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+    rows = [
+        {
+            "measured": row["name"],
+            "against": row["against"],
+            "ours": _amount(row, ""),
+            "theirs": _amount(row, "peer_"),
+            "ratio": f"{row['ratio']:.2f}",
+            "target": f"{row['target']:.2f}" if row["against"] != "absolute" else f"{row['target']:g}",
+            "met": "yes" if row["met"] else "no",
+        }
+        for row in measured["rows"]
+    ]
+    machine = measured["machine"]
+    head = f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}, " \
+           f"TRL {machine['trl']}."
+    return f"{markdown_table(pd.DataFrame(rows))}\n{head}"
+
+
+def _amount(row: dict, side: str) -> str:
+    for key, unit in (("seconds", "s"), ("memory_gb", "GB")):
+        if f"{side}{key}" in row:
+            return f"{row[f'{side}{key}']:.2f} {unit}"
+    return "" if side else f"{row['value']:.1f}"
+
+
+def sweep(results) -> str:
+    """What the weights of the extra terms did."""
+    table = type(results)(load_profile(REPOSITORY / "benchmarks" / "sweep.yaml"), results.root).read_table("sweep")
+    rows = [
+        {
+            "SAMI coefficient": "" if pd.isna(row.lambda_sami) else f"{row.lambda_sami:g}",
+            "held by": {"Sinkhorn": f"Sinkhorn, budget {row.budget:g}"}.get(row.held_by, row.held_by or "(untrained)"),
+            "strict format": f"{row.reward_strict:.2f}",
+            "row bound, own critic": f"{row.row_bound:.2f}",
+            "row bound, untrained critic": interval_text(
+                row.row_bound_base_critic, row.row_bound_base_critic_low, row.row_bound_base_critic_high
+            ),
+            "perplexity, untrained": f"{row.perplexity_base:.1f}",
+            "drift": "" if pd.isna(row.drift) else f"{row.drift:.3f}",
+        }
+        for row in table.itertuples()
+    ]
+    return markdown_table(pd.DataFrame(rows))
+
+
+BLOCKS = {"costs": costs, "learning": learning, "claims": claims, "benchmarks": benchmarks, "sweep": sweep}

@@ -15,6 +15,7 @@ same bytes. This module knows no other stage and imports nothing heavy. Source: 
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import html
@@ -37,6 +38,8 @@ import pandas as pd
 import yaml
 
 from .errors import InputError
+from .licences import licences
+from .runlock import LOCK, hold
 
 # Which notebook writes which table, in the order in which a reader meets them.
 NOTEBOOK_OF = {
@@ -61,6 +64,7 @@ PACKAGES = (
     "numpy", "scipy", "pandas", "scikit-learn", "scikit-dimension", "POT", "torch", "transformers", "trl", "peft",
     "accelerate", "datasets", "lm-eval", "matplotlib", "seaborn", "pydantic",
 )  # fmt: skip
+SIDECAR = ("file", "caption", "sha256", "commit", "inputs")  # what reading one relies on
 CLAIM_COLUMNS = ("id", "claim", "measure", "value", "verdict", "paper", "note")
 PAPER_BIBTEX = """@article{seneque2025enigma,
   title         = {{ENIGMA}: The Geometry of Reasoning and Alignment in Large-Language Models},
@@ -72,6 +76,11 @@ PAPER_BIBTEX = """@article{seneque2025enigma,
   year          = {2025}
 }"""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(OSError, InputError):
+    """No space left. The message names folder, free and expected bytes, in one line."""
 
 
 # ---------------------------------------------------------------- atomic writes
@@ -81,7 +90,7 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> Path:
     """Write `data` so that a reader, or a run after a crash, sees the old file or the new one, never a part.
 
     A temporary file in the same folder is written, flushed to the disk and renamed. Missing parent folders
-    are made. Raises OSError (a full disk, say) and then leaves the old file as it was.
+    are made. Raises OSError, DiskFull where there is no room, and then leaves the old file as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +101,9 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _raise_if_full(error, path, len(data))
         raise
     _sync_folder(path.parent)
     return path
@@ -113,9 +123,9 @@ def atomic_write_json(path: Path | str, value) -> Path:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield an empty sibling folder; when the block ends well, it takes the name `path`.
 
-    An exception removes the new folder and leaves the old one. A folder cannot be replaced in one step: between
-    two renames, microseconds apart, there is none of that name, so a reader sees the old, nothing or the new one,
-    never a mixture.
+    An exception removes the new folder and leaves the old one; DiskFull where there was no room. A folder cannot be
+    replaced in one step: between two renames, microseconds apart, there is none of that name, so a reader sees the
+    old, nothing or the new one, never a mixture.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +139,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         if path.exists():
             os.rename(path, old)
         os.rename(new, path)
-    except BaseException:
+    except BaseException as error:
+        written = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
         if old.exists() and not path.exists():
             os.rename(old, path)
         shutil.rmtree(new, ignore_errors=True)
+        _raise_if_full(error, path, written)
         raise
     _sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -140,6 +152,20 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed writers left below `folder`. Nobody may be writing there."""
+    for path in list(folder.rglob(".*.tmp")):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _raise_if_full(error: BaseException, path: Path, size: int) -> None:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        free = shutil.disk_usage(path.parent).free
+        raise DiskFull(f"{path.parent}: No space left: found {free:,} bytes free, expected {size:,} for {path.name}; "
+                       "free some and give the same command again; what was there before is intact") from error
 
 
 def _sync_file(path: Path) -> None:
@@ -261,7 +287,7 @@ def _cell(value) -> str:
         return format_number(float(value))
     if isinstance(value, bool | np.bool_ | int | np.integer):
         return str(value)
-    raise InputError(f"table cell: found {type(value).__name__}, expected text or a number; convert it first")
+    raise InputError(f"table cell: found {type(value).__name__}; expected text or a number; convert it first")
 
 
 def _kind(column: pd.Series) -> str:
@@ -327,7 +353,9 @@ class Results:
     """
 
     def __init__(self, profile, root: Path | str = "results"):
-        _check_name("profile name", profile.name, r"[A-Za-z0-9_-]+")
+        _check_name("profile name", profile.name, r"[A-Za-z0-9_-]{1,100}")
+        if not isinstance(root, str | Path) or not str(root):
+            raise InputError(f"root: found {root!r}; expected the path of a folder; correct it")
         self.profile = profile
         self.root = Path(root)
         self.folder = self.root / profile.name
@@ -388,6 +416,29 @@ class Results:
             found = str(error).splitlines()[0]
             raise InputError(f"{path}: {found}; expected YAML; run notebook {_notebook(name)} again") from None
 
+    def is_of_profile(self, name: str) -> bool:
+        """Whether tables/<name> was made with this very profile text."""
+        sidecar = self._path(self.tables, name, ".json")
+        return sidecar.is_file() and _read_json(sidecar).get("profile_hash") == self.profile.hash
+
+    def check_table(self, name: str) -> None:
+        """InputError unless tables/<name> is there and was made with this very profile text."""
+        sidecar = self._path(self.tables, name, ".json")
+        if not sidecar.is_file():
+            raise InputError(f"{sidecar.with_suffix('')}: found no such table; expected it from an earlier stage; "
+                             f"{_remedy(name)}")
+        if not self.is_of_profile(name):
+            raise InputError(f"{sidecar}: found a table of another profile or an older text of it; expected hash "
+                             f"{self.profile.hash}; run again from {_notebook(name)}")
+
+    def check_folders(self) -> None:
+        """InputError where a folder of these results is none, or is a link that leads out of `root`."""
+        runs = sorted(self.runs.iterdir()) if self.runs.is_dir() else []
+        for folder in (self.folder, self.figures, self.tables, self.notebooks, self.runs, *runs):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise InputError(f"{folder}: found a file; expected a folder; remove it")
+            self._inside(folder / "any file")
+
     # -- figures
 
     def save_figure(self, name: str, figure, caption: str, inputs: Sequence[str] = ()) -> Path:
@@ -404,10 +455,15 @@ class Results:
 
     # -- runs, record, index, citing
 
+    def lock(self):
+        """A context in which no other process runs a stage into this folder; see `enigma.runlock`."""
+        return hold(self._inside(self.folder / LOCK))
+
     def run_folder(self, arm: str, seed: int) -> Path:
         """The folder runs/<arm>-s<seed>, made if missing."""
-        _check_name("arm", arm, r"[A-Za-z0-9_]+")
-        folder = self._inside(self.runs / f"{arm}-s{int(seed)}")
+        _check_name("arm", arm, r"[A-Za-z0-9_]{1,100}")
+        folder = self.runs / f"{arm}-s{int(seed)}"
+        self._inside(folder / "any file")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -417,7 +473,7 @@ class Results:
         return code_commit()
 
     def write_record(self) -> Path:
-        """Write run.json: profile, commit, versions, machine, and what stages.json knows of every stage.
+        """Write run.json: profile, commit, versions, licences, machine, and what stages.json knows of every stage.
 
         stages.json, {stage: {seconds, peak_memory_gb}}, is written by the pipeline as stages end.
         """
@@ -429,10 +485,15 @@ class Results:
             "commit": self.commit,
             "versions": versions(),
             "seeds": _seeds(self.profile),
+            "licences": licences(self.profile, PACKAGES),
             "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
             "stages": _read_json(stages) if stages.exists() else {},
         }
         return atomic_write_json(self._inside(self.folder / "run.json"), record)
+
+    def read_record(self) -> dict:
+        """run.json. Raises InputError where it is missing or damaged."""
+        return _read_json(self.folder / "run.json", ("stages",))
 
     def write_index(self) -> Path:
         """Write README.md: the claims table first, then every figure and table by notebook, captions from sidecars."""
@@ -453,7 +514,7 @@ class Results:
 
     def _entry(self, sidecar: Path) -> tuple[str, int, int, str, list[str]]:
         """Sort key (notebook, figures before tables, order, name) and the Markdown lines of one file."""
-        data, name = _read_json(sidecar), sidecar.stem
+        data, name = _read_json(sidecar, SIDECAR), sidecar.stem
         caption, order = _markdown_text(data["caption"]), list(NOTEBOOK_OF)
         if sidecar.parent == self.figures:
             notebook = max((_notebook(table) for table in data["inputs"]), default="other")
@@ -467,30 +528,31 @@ class Results:
 
         Raises InputError naming what there is when there is no such file.
         """
-        _check_name("figure or table name", name, r"[a-z0-9_]+")
+        _check_name("figure or table name", name, r"[a-z0-9_]{1,100}")
         for folder in (self.figures, self.tables):
             sidecar = folder / f"{name}.json"
             if sidecar.exists():
-                return _citation(_read_json(sidecar), f"{self.folder.name}/{folder.name}", self.profile.name, name)
+                return _citation(_read_json(sidecar, SIDECAR), f"{self.folder.name}/{folder.name}", self.profile.name, name)
         there = ", ".join(sorted(p.stem for folder in (self.figures, self.tables) for p in folder.glob("*.json")))
-        raise InputError(f"{self.folder}: found no figure or table '{name}', expected one of: {there or '(none yet)'}")
+        raise InputError(f"{self.folder}: found no figure or table {name!r}; expected one of {there or '(none yet)'}; "
+                         "correct the name, or run the notebooks first")
 
     # -- inside
 
     def _path(self, folder: Path, name: str, suffix: str) -> Path:
-        _check_name("name", name, r"[a-z0-9_]+")
+        _check_name("name", name, r"[a-z0-9_]{1,100}")
         return self._inside(folder / (name + suffix))
 
     def _inside(self, path: Path) -> Path:
         # The file itself may be a link: a rename replaces the link. A folder on the way may not lead outside.
         if not path.parent.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(f"{path.parent}: found a link out of {self.root}, expected a folder; remove the link")
+            raise InputError(f"{path.parent}: found a link out of {self.root}; expected a folder; remove the link")
         return path
 
     def _existing(self, name: str, suffix: str) -> Path:
         path = self._path(self.tables, name, suffix)
         if not path.is_file():
-            raise InputError(f"{path}: found no such table, expected it from an earlier stage; {_remedy(name)}")
+            raise InputError(f"{path}: found no such table; expected it from an earlier stage; {_remedy(name)}")
         return path
 
     def _write_sidecar(self, path: Path, caption: str, inputs: Sequence[str], more: dict) -> None:
@@ -518,7 +580,7 @@ class Results:
 
 def _check_name(what: str, name: str, pattern: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(pattern, name):
-        raise InputError(f"{what}: found {name!r}, expected {pattern}; choose such a name")
+        raise InputError(f"{what}: found {name!a:.200}; expected {pattern}; choose such a name")
 
 
 def _notebook(table: str) -> str:
@@ -530,11 +592,16 @@ def _remedy(name: str) -> str:
     return f"run notebook {notebook} first" if notebook else f"known tables are {', '.join(NOTEBOOK_OF)}"
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path, keys: Sequence[str] = ()) -> dict:
+    """A JSON object that has `keys`. Raises InputError for anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; expected JSON; delete the file and run the notebook again") from None
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in keys if key not in value]:
+            raise ValueError(f"found no {missing[0]}")
+    except (OSError, ValueError, TypeError) as error:
+        found = " ".join(str(error).split())
+        raise InputError(f"{path}: {found}; expected a JSON object; delete the file and run the notebook again") from None
+    return value
 
 
 def _seeds(profile) -> dict:

@@ -24,6 +24,7 @@ import torch
 
 from enigma import prompts
 from enigma.errors import InputError
+from enigma.generation import prompt_cache
 from enigma.infonce import infonce_terms, pointwise_mutual_information
 from enigma.principles import Principle, load_pool
 from enigma.progress import track
@@ -83,6 +84,7 @@ def sample_completions(model, tokenizer, encoded: list[list[int]], max_tokens: i
             ).to(model.device)
             output = model.generate(
                 **batch,
+                past_key_values=prompt_cache(model, **batch),
                 max_new_tokens=max_tokens,
                 do_sample=True,
                 temperature=1.0,

@@ -244,7 +244,7 @@ class Recorder(TrainerCallback):
         """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         atomic_write_text(folder / "rollouts.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-        atomic_write_json(folder / MARKER, {"key": self.key})
+        atomic_write_json(folder / MARKER, {"key": self.key, "bytes": _file_sizes(folder)})
         for older in folder.parent.glob("checkpoint-*"):
             if older != folder:
                 shutil.rmtree(older)
@@ -286,13 +286,27 @@ def _memory_gb() -> float:
 
 
 def _marked(path: Path, key: str) -> bool:
-    return path.is_file() and json.loads(path.read_text()).get("key") == key
+    """Whether the file says that this very run finished it; a damaged one does not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["key"] == key
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def last_checkpoint(folder: Path, key: str) -> Path | None:
     """The newest whole checkpoint of this very run."""
-    whole = [path for path in folder.glob("checkpoint-*") if _marked(path / MARKER, key)]
+    whole = [path for path in folder.glob("checkpoint-*") if _marked(path / MARKER, key) and _undamaged(path)]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _undamaged(checkpoint: Path) -> bool:
+    """Whether every file is as long as it was when the checkpoint was marked whole."""
+    expected = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("bytes")
+    return expected == {name: size for name, size in _file_sizes(checkpoint).items() if name != MARKER}
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
 def transcripts(profile, results, count: int) -> pd.DataFrame:

@@ -36,7 +36,7 @@ def tokenizer():
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>",
-                                   unk_token="<|endoftext|>")  # fmt: skip
+                                   unk_token="<|endoftext|>", chat_template="{{ messages[0]['content'] }}")  # fmt: skip
 
 
 @pytest.fixture
@@ -183,11 +183,27 @@ def test_a_local_folder_loads_with_its_weights(folder):
     assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<|im_end|>")
 
 
-def test_the_dtype_is_the_specs(folder):
+@pytest.mark.parametrize(("native", "found"), [(True, "bfloat16"), (False, "float32")])
+def test_the_dtype_is_the_specs_unless_it_would_be_emulated(folder, monkeypatch, native, found):
     import torch
 
+    processor = {"architecture": "x86_64", "avx512_bf16": native, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     model, _ = assets.load_model(local(folder).model_copy(update={"dtype": "bfloat16"}))
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    if not torch.cuda.is_available():
+        assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, found)}
+
+
+def test_weights_by_column_are_the_same_weights(toy_model):
+    import torch
+
+    ids = torch.arange(2, 12)[None]
+    model, expected = toy_model(), toy_model()
+    assets._store_by_column(model)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    assert model.lm_head.weight.stride() == (1, len(model.lm_head.weight))
+    assert torch.allclose(model(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_models_own_sampling_habits_are_removed(folder):
@@ -232,7 +248,22 @@ def damaged(folder, damage: str):
     elif damage == "no tokenizer":
         (folder / "tokenizer.json").unlink()
     elif damage == "wrong architecture":
-        (folder / "config.json").write_text('{"model_type": "vit"}')
+        (folder / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
+    elif damage == "missing weights":
+        from safetensors.torch import load_file, save_file
+
+        kept = {name: weight for name, weight in load_file(weights).items() if "layers.1" not in name}
+        save_file(kept, weights, metadata={"format": "pt"})
+    elif damage == "missing shard":
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif damage == "no chat template":
+        (folder / "chat_template.jinja").unlink()
+    elif damage == "broken config":
+        (folder / "config.json").write_text('{"model_type": ')
+    elif damage == "senseless config":
+        config = json.loads((folder / "config.json").read_text()) | {"num_attention_heads": 0}
+        (folder / "config.json").write_text(json.dumps(config))
     elif damage == "unknown architecture":
         (folder / "config.json").write_text('{"model_type": "nothing-like-it"}')
     elif damage == "code of its own":
@@ -247,10 +278,15 @@ def damaged(folder, damage: str):
     ("no folder", "no such folder"),
     ("pickled", "pickled weights only, which are never loaded"),
     ("no weights", "found no weights"),
-    ("truncated", "does not load"),
+    ("truncated", "model.safetensors: found a truncated or damaged file"),
     ("no config", "config.json is missing"),
     ("no tokenizer", "tokenizer.json or"),
-    ("wrong architecture", "does not load"),
+    ("wrong architecture", "architectures: found 'ViTForImageClassification'"),
+    ("missing weights", "weights are missing, among them model.layers.1"),
+    ("missing shard", "found no file 'model-2.safetensors'"),
+    ("no chat template", "found no chat template"),
+    ("broken config", "config.json: Expecting"),
+    ("senseless config", "does not load"),
     ("unknown architecture", "does not load"),
     ("code of its own", "does not load"),
 ])  # fmt: skip
@@ -317,12 +353,22 @@ def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter)
         assert not torch.allclose(expected, base(ids).logits)
 
 
-@pytest.mark.parametrize(("damage", "expected"), [("missing", "is missing"), ("truncated", "does not load")])
+@pytest.mark.parametrize(("damage", "expected"), [("missing", "is missing"), ("truncated", "truncated or damaged"), ("fewer weights", "other weights"),
+    ("not JSON", "expected JSON"), ("another method", "does not load"),
+])  # fmt: skip
 def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
     path, _ = adapter
     weights = path / "adapter_model.safetensors"
     if damage == "missing":
         weights.rename(path / "adapter_model.bin")
+    elif damage == "fewer weights":
+        from safetensors.torch import load_file, save_file
+
+        save_file({name: weight for name, weight in load_file(weights).items() if "layers.1" not in name}, weights)
+    elif damage == "not JSON":
+        os.truncate(path / "adapter_config.json", 20)
+    elif damage == "another method":
+        (path / "adapter_config.json").write_text('{"peft_type": "NONE_SUCH"}')
     else:
         os.truncate(weights, 100)
     with pytest.raises(InputError, match=expected) as caught:

@@ -406,13 +406,13 @@ def test_wrong_layout_is_named(data_folder, text):
 def test_damage_further_down_is_named(data_folder):
     with (data_folder / "truthfulqa" / "multiple_choice.jsonl").open("a") as file:
         file.write('{"question": ')
-    with pytest.raises(InputError, match="multiple_choice.jsonl did not load"):
+    with pytest.raises(InputError, match=r"multiple_choice\.jsonl: line \d+: broken JSON"):
         benchmark.check_tasks(["truthfulqa_mc2"])
 
 
 def test_data_folder_that_is_none_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("ENIGMA_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="ENIGMA_DATA: found .*nowhere, expected a folder"):
+    with pytest.raises(InputError, match="ENIGMA_DATA: found '.*nowhere'; expected a folder"):
         benchmark.check_tasks(["truthfulqa_mc1"])
 
 
@@ -428,7 +428,7 @@ def test_unreachable_hub_is_told_with_the_remedy(monkeypatch):
 
 
 def test_unknown_task_is_told_with_the_known_ones():
-    with pytest.raises(InputError, match="'truthfulness', expected one of enigma_reasoning, .*gpqa_main_zeroshot"):
+    with pytest.raises(InputError, match="'truthfulness'; expected one of enigma_reasoning, .*gpqa_main_zeroshot"):
         benchmark.check_tasks(["enigma_format", "truthfulness"])
 
 
@@ -476,6 +476,11 @@ def test_shares_are_tested_by_swapping_pairs():
     rng = np.random.default_rng(0)
     shifted = rng.random(200)
     assert benchmark.paired_p_value(shifted + 0.1 * rng.random(200), shifted, seed=0) < 0.001
+
+
+def test_one_pair_says_nothing():
+    assert benchmark.paired_p_value(np.array([0.2]), np.array([0.7]), seed=0) == 1.0
+    assert benchmark.paired_p_value(np.array([0.0]), np.array([1.0]), seed=0) == 1.0
 
 
 def test_holm_by_hand():

@@ -42,7 +42,8 @@ def test_a_bad_profile_is_one_line_and_status_2(command, tmp_path, monkeypatch, 
     path.write_text(text.replace("max_steps: 15", "max_steps: many"), encoding="utf-8")
     assert cli.main([command, "mine.yaml"]) == 2
     out, err = capsys.readouterr()
-    assert err == "error: mine.yaml: trainer.max_steps: found 'many'; expected a valid integer\n"
+    assert err == ("error: mine.yaml: trainer.max_steps: found 'many'; expected a valid integer; "
+                   "correct it, see enigma/profiles/cpu.yaml\n")
     assert out == ""
     assert list(tmp_path.iterdir()) == [path]
 
@@ -96,7 +97,8 @@ def test_wrong_arguments_are_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
 
 
 def test_the_module_runs_and_is_quick_to_refuse():

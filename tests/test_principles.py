@@ -60,7 +60,7 @@ GOOD = {"name": "good", "text": "Be brief."}
 
 FAULTS = {
     "not a mapping": ("- a\n- b\n", ["a list", "principles:"]),
-    "empty file": ("", ["nothing"]),
+    "empty file": ("", ["found nothing"]),
     "no list": ("principles: 3\n", ["a number"]),
     "empty list": ("principles: []\n", ["empty"]),
     "unknown top key": ("principle: []\n", ["'principle'"]),
@@ -76,7 +76,9 @@ FAULTS = {
     "text is a list": (entries({"name": "a", "text": ["Be brief."]}), ["text: found a list"]),
     "name is a number": ("principles: [{name: 7, text: Be brief.}]\n", ["name: found a number"]),
     "name with capitals": (entries({"name": "Be Brief", "text": "Be brief."}), ["a-z"]),
-    "name too long": (entries({"name": "a" * 41, "text": "Be brief."}), ["40"]),
+    "name is a dash": (entries({"name": "-x", "text": "Be brief."}), ["'-x'", "a letter"]),
+    "name is read as missing": (entries({"name": "nan", "text": "Be brief."}), ["'nan'", "none of nan"]),
+    "name too long": (entries({"name": "a" * 41, "text": "Be brief."}), ["at most 39"]),
     "name with line break": (entries({"name": "a b\n", "text": "Be brief."}), ["a-z"]),
     "same name": (entries(GOOD, {"name": "good", "text": "Be kind."}), ["entry 2", "name: the same as entry 1"]),
     "same text": (entries(GOOD, {"name": "b", "text": "be\n BRIEF."}), ["entry 2 ('b')", "text: the same as entry 1"]),
@@ -103,7 +105,7 @@ FAULTS = {
     "false truth": ("principles: [{name: a, text: !!bool maybe}]\n", ["not valid YAML"]),
     "false date": ("principles: [{name: a, text: !!timestamp soon}]\n", ["not valid YAML"]),
     "false number": ("principles: [{name: a, text: !!int ''}]\n", ["not valid YAML"]),
-    "too large": ("#" * 1_000_001, ["1 MB"]),
+    "too large": ("#" * 200_001, ["200 kB"]),
     "too deep": ("[" * 100_000, ["nested"]),
 }
 

@@ -196,7 +196,12 @@ TEXTS = [
     ("", "expected a mapping"),
     ("just text", "expected a mapping"),
     ("name: !!python/object/apply:os.system ['true']\n", "line 1"),
-    ("name: *nowhere\n", "line 1"),
+    ("name: *nowhere\n", "line 1, column 7: aliases (*) are not allowed"),
+    ("a: &a [1, 2]\nb: *a\n", "line 2, column 4: aliases (*) are not allowed"),
+    ("name: !!int ''\n", "not valid YAML"),
+    ("name: 2024-13-45\n", "not valid YAML"),
+    ("[" * 50_000, "too deeply nested"),
+    ("#" * 100_001, "larger than 100 kB"),
     ("name: \x00\n", "valid YAML"),
 ]
 
@@ -213,7 +218,7 @@ def test_broken_yaml_is_one_line(tmp_path, text, expected):
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path):
-    with pytest.raises(InputError, match="expected one of cpu, gpu, paper, smoke"):
+    with pytest.raises(InputError, match="expected one of cpu, gpu, paper, smoke; correct"):
         load_profile("cpux")
     with pytest.raises(InputError, match="no such file"):
         load_profile(tmp_path / "none.yaml")

@@ -125,7 +125,7 @@ def test_training_repeats_in_shuffled_epochs():
 @pytest.mark.parametrize("role", ["select", "heldout"])
 def test_measuring_never_repeats(role):
     assert len(set(load_questions(spec(), role, 48, 0))) == 48
-    with pytest.raises(InputError, match=f"49 questions of role {role} .* 48"):
+    with pytest.raises(InputError, match=f"found 48 questions of role {role}; expected at least 49"):
         load_questions(spec(), role, 49, 0)
 
 
@@ -172,8 +172,8 @@ FAULTS = {
     "surrogate": (b'{"question": "A\\ud800?"}', ["line 1", "U+D800"]),
     "Latin-1": (b'{"question": "A?"}\n{"question": "caf\xe9?"}', ["line 2", "UTF-8"]),
     "UTF-16": ('{"question": "A?"}'.encode("utf-16"), ["line 1", "UTF-8"]),
-    "long": (b'{"question": "' + b"x" * 100_000 + b'?"}', ["line 1", "longer than 100000"]),
-    "very long": (b'{"question": "' + "\u20ac".encode() * 400_000 + b'?"}', ["line 1", "longer than 100000"]),
+    "long": (b'{"question": "' + b"x" * 100_000 + b'?"}', ["line 1", "at most 100000"]),
+    "very long": (b'{"question": "' + "\u20ac".encode() * 400_000 + b'?"}', ["line 1", "at most 100000"]),
     "nothing": (b"\n\n", ["no questions"]),
 }
 
@@ -196,7 +196,7 @@ def test_no_such_file(path):
 
 
 def test_a_role_without_questions(write):
-    with pytest.raises(InputError, match="role train .* 0 are there"):
+    with pytest.raises(InputError, match="found 0 questions of role train; expected at least 1"):
         load_questions(write([{"question": "A?", "role": "select"}]), "train", 1, 0)
 
 
@@ -240,19 +240,19 @@ def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
 def test_hub_rows_that_cannot_be_used_are_counted(hub):
     hub({"question": ["A b?", "a  B?", " ", None, "B?<|im_end|>", "x" * 100_001]})
     counted = pytest.warns(UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe")
-    with counted, pytest.raises(InputError, match="9 questions of role select"):
+    with counted, pytest.raises(InputError, match="found [01] questions of role select"):
         load_questions(spec("hub", **PINNED), "select", 9, 0)
 
 
 @pytest.mark.parametrize(
     "columns, values, expected",
     [
-        ({"source": ["A?"]}, {}, "no column 'question'; it has source"),
-        ({"question": [1, 2]}, {}, "holds int"),
-        ({"question": [0, None]}, {}, "holds int"),
-        ({"question": ["A?"]}, {"rows": 2}, "questions.rows: 2, but there are 1"),
-        ({"question": ["A?"]}, {"revision": "main"}, "questions.revision: 'main'"),
-        ({"question": ["A?"]}, {"revision": None}, "questions.revision: None"),
+        ({"source": ["A?"]}, {}, "no column 'question'; expected one of source"),
+        ({"question": [1, 2]}, {}, "found int"),
+        ({"question": [0, None]}, {}, "found int"),
+        ({"question": ["A?"]}, {"rows": 2}, "questions.rows: found 2; expected at most 1"),
+        ({"question": ["A?"]}, {"revision": "main"}, "questions.revision: found 'main'"),
+        ({"question": ["A?"]}, {"revision": None}, "questions.revision: found None"),
     ],
 )
 def test_hub_refusals(hub, columns, values, expected):

@@ -19,12 +19,16 @@ matplotlib.use("Agg")
 
 from enigma import results as module
 from enigma.errors import InputError
+from enigma.licences import licences
+from enigma.profile import load_profile
 from enigma.results import Results, atomic_folder, atomic_write_json, atomic_write_text
 
 
 def profile(name="tiny"):
     seeds = {"data": 1, "initialisation": 2, "sampling": 3, "bootstrap": 4, "evaluation": 5, "runs": [0]}
-    return SimpleNamespace(name=name, hash="0123456789abcdef", text="name: tiny\n", seeds=seeds)
+    smoke = load_profile("smoke")  # for what only the licences ask
+    blocks = {block: getattr(smoke, block) for block in ("model", "questions", "principles", "benchmarks")}
+    return SimpleNamespace(name=name, hash="0123456789abcdef", text="name: tiny\n", seeds=seeds, **blocks)
 
 
 @pytest.fixture
@@ -325,6 +329,20 @@ def test_record_joins_profile_machine_and_stages(results):
     assert record["stages"]["01_select"] == {"seconds": 12.5, "peak_memory_gb": 1.5}
     assert record["profile_text"] == "name: tiny\n"
     assert record["machine"]["cores"] == os.cpu_count()
+
+
+def test_the_record_names_the_licences(results, tmp_path):
+    found = json.loads(results.write_record().read_text())["licences"]
+    assert found["code"] == found["questions"] == found["principles"] == found["tasks"]["enigma_format"] == "Apache-2.0"
+    assert found["model"] == "none (random weights); tokenizer: SmolLM2-135M-Instruct, Apache-2.0"
+    assert found["packages"]["transformers"].startswith("Apache 2.0")
+    assert set(found["packages"]) == set(module.PACKAGES)
+    assert all("\n" not in licence and len(licence) < 120 for licence in found["packages"].values())
+    paper = licences(load_profile("paper"), [])
+    assert paper["model"] == "google/gemma-3-1b-it, Gemma Terms of Use"
+    assert paper["questions"] == "kaist-ai/CoT-Collection, CC-BY-4.0"
+    assert {paper["tasks"][name] for name in ("truthfulqa_mc1", "gpqa_main_zeroshot")} == {"Apache-2.0", "CC-BY-4.0"}
+    assert licences(load_profile("cpu"), [])["model"] == "SmolLM2-135M-Instruct, Apache-2.0"
 
 
 def test_cite_names_file_hash_commit_and_paper(filled):

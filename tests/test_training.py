@@ -61,6 +61,19 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(stage, monkeypatch):
     assert not checkpoints.exists()
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", training.MARKER, "rollouts.jsonl"])
+def test_a_damaged_checkpoint_is_passed_over(stage, name):
+    results = stage.results("damaged")
+    profile = stage.profile.model_copy(update={"trainer": stage.profile.trainer.model_copy(update={"save_steps": 1})})
+    key, recorder = "k", training.Recorder("k")
+    folder = results.run_folder("grpo", 0) / "checkpoints"
+    training._trainer(profile, "grpo", 0, PRINCIPLES, folder, recorder).train()
+    newest = training.last_checkpoint(folder, key)
+    assert newest.name == "checkpoint-3" and training.last_checkpoint(folder, "other") is None
+    (newest / name).write_bytes((newest / name).read_bytes()[:-9])
+    assert training.last_checkpoint(folder, key) is None
+
+
 def test_a_finished_run_is_kept_and_another_profile_is_not(stage):
     results = stage.results("kept")
     folder = training.train(stage.profile, results, "grpo", 0, PRINCIPLES)

@@ -1,0 +1,413 @@
+"""Bad input of every kind: status 2, one line that says where, what, what else was expected and what to do, in no time,
+and nothing written.
+
+A row of the table: a name, what to put in place (a function that returns the command line), words of the message.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from enigma import __main__ as cli
+from enigma import pipeline
+from enigma.errors import InputError
+from enigma.profile import BUILTIN, load_profile
+from enigma.results import Results
+
+SECONDS = 3  # of processor time: a machine busy with other work shall not decide
+MESSAGE = re.compile(r"error: .+: .+; expected .+; .+\n")
+SMOKE = yaml.safe_load((BUILTIN / "smoke.yaml").read_text(encoding="utf-8").replace("3e-4", "0.0003"))
+EXAMPLE = Path(__file__).parent / "examples" / "my_principles.yaml"
+
+
+# ---- putting things in place: each returns a function of the folder, which returns the command line --------------------
+
+
+def given(*arguments):
+    return lambda place: [*arguments]
+
+
+def key(*changes, command=("check",)):
+    """The smoke profile with changes: dotted key, value, dotted key, value, ..."""
+
+    def prepare(place):
+        data = copy.deepcopy(SMOKE)
+        for dotted, value in zip(changes[::2], changes[1::2], strict=True):
+            *parents, last = dotted.split(".")
+            section = data
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+        (place / "mine.yaml").write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        return [*command, "mine.yaml"]
+
+    return prepare
+
+
+def text(content):
+    """A profile with this text."""
+
+    def prepare(place):
+        (place / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return ["check", "mine.yaml"]
+
+    return prepare
+
+
+def pool(content, name="pool.yaml", *options):
+    """A file of principles to rank."""
+
+    def prepare(place):
+        content_ = yaml.safe_dump({"principles": content}) if isinstance(content, list) else content
+        (place / name).write_bytes(content_ if isinstance(content_, bytes) else content_.encode())
+        return ["sufficiency", name, *options]
+
+    return prepare
+
+
+def questions(content, *changes):
+    """A file of questions that a profile names."""
+
+    def prepare(place):
+        (place / "q.jsonl").write_bytes(content)
+        return key("questions", {"source": "jsonl", "path": "q.jsonl"}, *changes)(place)
+
+    return prepare
+
+
+def data(task, files):
+    """A folder of evaluation data, and a profile with the task."""
+
+    def prepare(place):
+        for name, content in files.items():
+            (place / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "data" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        os.environ["ENIGMA_DATA"] = str(place / "data")
+        return key("benchmarks.tasks", [task])(place)
+
+    return prepare
+
+
+def environment(name, value, prepare):
+    """The variable is the file `a-file` where `value` is a path within it."""
+
+    def prepare_(place):
+        (place / "a-file").write_text("x")
+        os.environ[name] = value
+        return prepare(place)
+
+    return prepare_
+
+
+def model(damage):
+    """A local model folder, damaged by a function of it."""
+
+    def prepare(place):
+        whole_model(place / "model")
+        damage(place / "model")
+        return key("model", {"source": "local", "dtype": "float32", "id": "model"})(place)
+
+    return prepare
+
+
+def whole_model(folder):
+    folder.mkdir(parents=True)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    for name, value in (("config.json", config), ("tokenizer.json", {}), ("tokenizer_config.json", {})):
+        (folder / name).write_text(json.dumps(value))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    save_file({"weight": np.zeros((8, 8), np.float32)}, folder / "model.safetensors")
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name, size):
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def put(name, content):
+    return lambda folder: (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def renamed(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def earlier(*damages, command=("run", "smoke", "--from", "03_benchmark")):
+    """Results of an earlier run of the smoke profile, damaged."""
+
+    def prepare(place):
+        profile = load_profile("smoke")
+        tables = place / "results" / "smoke" / "tables"
+        tables.mkdir(parents=True)
+        sidecar = {"file": "x", "caption": "x", "sha256": "x", "commit": "x", "inputs": {}}
+        for table in ("selection", "training"):
+            (tables / f"{table}.json").write_text(json.dumps(sidecar | {"profile_hash": profile.hash}))
+        adapter = place / "results" / "smoke" / "runs" / "grpo-s0" / "adapter"
+        adapter.mkdir(parents=True)
+        lora = {"r": profile.trainer.lora.r, "target_modules": profile.trainer.lora.target_modules}
+        (adapter / "adapter_config.json").write_text(json.dumps(lora))
+        save_file({"lora_A": np.zeros((4, 8), np.float32)}, adapter / "adapter_model.safetensors")
+        for damage in damages:
+            damage(place / "results" / "smoke")
+        return [*command]
+
+    return prepare
+
+
+def link_out(name):
+    def damage(folder):
+        (folder.parents[1] / "outside").mkdir()
+        (folder / name).symlink_to(folder.parents[1] / "outside")
+
+    return damage
+
+
+ADAPTER = "runs/grpo-s0/adapter"
+MC = {"choices": ["a", "b"], "labels": [1, 0]}
+GOOD_POOL = [{"name": "a", "text": "Be brief."}, {"name": "b", "text": "Be kind."}]
+HUB = {"source": "hub", "id": "some/model", "revision": "main", "dtype": "float32"}
+TRUTHFULQA = "truthfulqa/multiple_choice.jsonl"
+
+CASES = [
+    # -- profiles
+    ("no such profile", given("check", "nowhere"), "'nowhere': not found", "cpu, gpu, paper, smoke"),
+    ("no such file", given("check", "no/where.yaml"), "no such file"),
+    ("a folder", given("check", "./"), "no such file"),
+    ("a name too long for the system", given("check", "x" * 5000 + ".yaml"), "no such file"),
+    ("a null character", given("check", "a\0b.yaml"), "no such file"),
+    ("empty", text(""), "mine.yaml", "found null", "a mapping"),
+    ("not YAML", text("a: [1,\n"), "line 2"),
+    ("a Word file", text(b"PK\x03\x04\xff\xfe"), "byte 4 is not UTF-8"),
+    ("UTF-16", text("name: a".encode("utf-16")), "not UTF-8"),
+    ("a tab", text("a:\n\tb: 1\n"), "line 2"),
+    ("a key twice", text("name: a\nname: b\n"), "'name' is given twice"),
+    ("an alias", text("a: &a [1]\nb: [*a, *a]\n"), "aliases"),
+    ("a Python object", text("a: !!python/object/apply:os.system [ls]\n"), "line 1"),
+    ("an impossible date", text("a: 2024-13-45\n"), "not valid YAML"),
+    ("deep nesting", text("[" * 20_000), "too deeply nested"),
+    ("a huge file", text("#" * 1_000_000), "larger than 100 kB"),
+    ("a strange key", key("a\nb\x1b[31m\u202e", 1), r"mine.yaml: 'a\nb\x1b[31m\u202e': unknown key"),
+    ("an unknown key", key("trainer.max_step", 3), "trainer.max_step", "did you mean max_steps?"),
+    ("an unknown key of an arm called set", key("arms.set", {"sett": 1}), "arms.set"),
+    ("an unknown section", key("seed", 1), "seed: unknown key", "did you mean seeds?"),
+    ("text for a number", key("trainer.max_steps", "24"), "trainer.max_steps: found '24'", "a valid integer"),
+    ("not a number", key("trainer.learning_rate", float("nan")), "trainer.learning_rate: found nan", "finite"),
+    ("a negative seed", key("seeds.data", -1), "seeds.data: found -1", "greater than or equal to 0"),
+    ("a lone surrogate", text('name: "\\ud800"\n'), "name: found '\\ud800'"),
+    ("a name that climbs", key("name", "../smoke"), "name: found '../smoke'", "matches"),
+    ("an absolute name", key("name", "/tmp/smoke"), "name: found '/tmp/smoke'", "matches"),
+    ("an arm that climbs", key("arms", {"../x": SMOKE["arms"]["grpo"]}), "../x", "matches"),
+    ("a task that climbs", key("benchmarks.tasks", ["../x"]), "benchmarks.tasks.0: found '../x'", "matches"),
+    ("a split matched set", key("trainer.per_device_train_batch_size", 12), "found 12", "2 x 4 = 8"),
+    ("sets too large", key("principles.set_size", 9), "principles.set_size: found 9", "half of the pool's 16"),
+    ("a branch for a revision", key("model", HUB), "model.revision: found 'main'", "[0-9a-f]{40}"),
+    ("another user's home", key("principles.pool", "~nobody-at-all/p.yaml"), "nobody-at-all", "does not exist"),
+    ("a pool that is a folder", key("principles.pool", "/"), "principles.pool", "a YAML file"),
+    ("a bad profile, run", key("trainer.max_steps", 0, command=("run",)), "trainer.max_steps: found 0"),
+    # -- principles
+    ("no such pool", given("sufficiency", "nowhere.yaml"), "'nowhere.yaml': no such file", "a built-in pool (default)"),
+    ("pool: a list", pool("- a\n- b\n"), "pool.yaml: found a list"),
+    ("pool: empty list", pool("principles: []\n"), "the list is empty"),
+    ("pool: one principle", pool(GOOD_POOL[:1], "pool.yaml", "--profile", "smoke"), "found 1 principle", "at least 2"),
+    ("pool: no text", pool([{"name": "a"}]), "entry 1 ('a'): text: missing", "add it"),
+    ("pool: a name that climbs", pool([{"name": "../a", "text": "Be brief."}]), "entry 1 ('../a'): name: found"),
+    ("pool: read as missing", pool([{"name": "nan", "text": "Be brief."}]), "none of nan", "rename"),
+    ("pool: twice the same", pool([GOOD_POOL[0], {"name": "b", "text": "be BRIEF."}]), "text: the same as entry 1"),
+    ("pool: a forged turn", pool([{"name": "a", "text": "<|im_end|>"}]), "chat-template token '<|im_end|>'"),
+    ("pool: a format tag", pool([{"name": "a", "text": "Say </answer>."}]), "format tag </answer>"),
+    ("pool: a text too long", pool([{"name": "a", "text": "x" * 501}]), "501 characters", "at most 500"),
+    ("pool: Latin-1", pool("principles: [{name: a, text: é}]".encode("latin-1")), "not UTF-8"),
+    ("pool: a huge file", pool("#" * 300_000), "larger than 200 kB"),
+    ("pool: a file name that climbs", pool(GOOD_POOL, "...yaml", "--profile", "smoke"), "file name '..'", "rename"),
+    ("pool: no antithesis", key("sufficiency.contrast", "both", "principles.pool", str(EXAMPLE)), "no antithesis"),
+    # -- questions
+    ("questions: broken JSON", questions(b'{"question": "A?"}\n{"question": "B?"\n'), "line 2: broken JSON"),
+    ("questions: not an object", questions(b'["A?"]\n'), "line 1: found list"),
+    ("questions: no question", questions(b'{"text": "A?"}\n'), 'line 1: "question" is missing'),
+    ("questions: Latin-1", questions(b'{"question": "caf\xe9?"}\n'), "line 1: byte 17 is not UTF-8"),
+    ("questions: UTF-16", questions('{"question": "A?"}'.encode("utf-16")), "not UTF-8"),
+    ("questions: duplicates", questions(b'{"question": "A?"}\n{"question": "a?"}\n'), "line 2: the same question as line 1"),
+    ("questions: a huge line", questions(b'{"question": "' + b"x" * 9_000_000 + b'"}'), "line 1: too long"),
+    ("questions: no line ends", questions(b"x" * 30_000_000), "line 1: too long"),
+    ("questions: a forged turn", questions(b'{"question": "<start_of_turn>user"}'), "chat-template token"),
+    ("questions: a bad role", questions(b'{"question": "A?", "role": "test"}'), "'test'", "train, select, heldout"),
+    ("questions: none", questions(b"\n"), "found no questions", "add some"),
+    ("questions: too few", questions(b'{"question": "A?", "role": "train"}'), "found 0 questions of role select", "at least 4"),
+    ("questions: a folder", key("questions", {"source": "jsonl", "path": "/"}), "questions.path", "a JSONL file"),
+    ("questions: more than built in", key("sufficiency.questions", 49), "found 48 questions of role select", "at least 49"),
+    # -- evaluation data
+    ("data: an unknown task", key("benchmarks.tasks", ["mmlu"]), "found 'mmlu'", "enigma_reasoning, "),
+    ("data: no such file", data("gsm8k", {"gsm8k/test.jsonl": ""}), "train.jsonl: found no such file", "unset ENIGMA_DATA"),
+    ("data: an empty file", data("truthfulqa_mc1", {TRUTHFULQA: ""}), "found no rows"),
+    ("data: no JSON", data("truthfulqa_mc1", {TRUTHFULQA: "question,answer\n"}), "line 1: broken JSON"),
+    ("data: not an object", data("truthfulqa_mc1", {TRUTHFULQA: "3\n"}), "line 1: found no question"),
+    ("data: a broken line further down", data("gsm8k", {f"gsm8k/{split}.jsonl": '{"question": "a", "answer": "b"}\n{"ques'
+      for split in ("train", "test")}), "line 2: broken JSON"),
+    ("data: a column missing", data("truthfulqa_mc2", {TRUTHFULQA: json.dumps({"question": "a", "mc1_targets": MC})}),
+     "line 1: found no mc2_targets"),
+    ("data: labels for other choices", data("truthfulqa_mc2", {TRUTHFULQA: json.dumps(
+        {"question": "a", "mc1_targets": MC, "mc2_targets": MC | {"labels": [1]}})}), "found no mc2_targets"),
+    ("data: Latin-1", data("truthfulqa_mc1", {TRUTHFULQA: b'{"question": "caf\xe9"}'}), "multiple_choice.jsonl", "utf-8"),
+    ("data: a CSV without its columns", data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\nWhy?\n"}),
+     "line 2: found no Correct Answer"),
+    ("data: a huge CSV cell", data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\n" + "x" * 200_000}),
+     "gpqa_main.csv", "field larger"),
+    ("data: a folder for a file", data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv/x": ""}), "found no such file"),
+    # -- model folders
+    ("model: no such folder", key("model", {"source": "local", "dtype": "float32", "id": "no"}), "model.id", "does not exist"),
+    ("model: no weights", model(without("model.safetensors")), "found no weights", "*.safetensors"),
+    ("model: a pickle", model(renamed("model.safetensors", "pytorch_model.bin")), "pickled weights only", "never loaded"),
+    ("model: truncated", model(cut("model.safetensors", 200)), "model.safetensors: found a truncated"),
+    ("model: eight bytes", model(cut("model.safetensors", 8)), "model.safetensors: found a truncated"),
+    ("model: a page of the web", model(put("model.safetensors", "<!doctype html><html>")), "truncated or damaged"),
+    ("model: no config", model(without("config.json")), "config.json is missing"),
+    ("model: a broken config", model(put("config.json", "{")), "config.json: Expecting"),
+    ("model: a config of no model", model(put("config.json", {"a": 1})), "found no model_type"),
+    ("model: wrong architecture", model(put("config.json", {"model_type": "bert", "architectures": ["BertForMaskedLM"]})),
+     "found 'BertForMaskedLM'", "a causal language model"),
+    ("model: no tokenizer", model(without("tokenizer.json")), "tokenizer.json or"),
+    ("model: a truncated tokenizer", model(put("tokenizer.json", '{"model": ')), "tokenizer.json: Expecting"),
+    ("model: no chat template", model(without("chat_template.jinja")), "found no chat template"),
+    ("model: a missing shard", model(put("model.safetensors.index.json", {"weight_map": {"a": "model-2.safetensors"}})),
+     "found no file 'model-2.safetensors'"),
+    ("model: a shard elsewhere", model(put("model.safetensors.index.json", {"weight_map": {"a": "../x.safetensors"}})),
+     "found no file '../x.safetensors'"),
+    # -- what an earlier run left
+    ("earlier: no training", earlier(without("tables/training.json")), "training: found no such table", "run notebook 02_train"),
+    ("earlier: another profile", earlier(put("tables/selection.json", {"profile_hash": "0" * 16})), "another profile",
+     "run again from 01_select"),
+    ("earlier: a damaged sidecar", earlier(put("tables/training.json", "[")), "training.json", "delete the file"),
+    ("earlier: a truncated adapter", earlier(cut(f"{ADAPTER}/adapter_model.safetensors", 60)), "grpo-s0", "truncated"),
+    ("earlier: no weights", earlier(without(f"{ADAPTER}/adapter_model.safetensors")), "adapter_model.safetensors is missing"),
+    ("earlier: a pickled adapter", earlier(renamed(f"{ADAPTER}/adapter_model.safetensors", f"{ADAPTER}/adapter_model.bin")),
+     "adapter_model.safetensors is missing"),
+    ("earlier: a broken description", earlier(put(f"{ADAPTER}/adapter_config.json", "{")), "adapter_config.json: Expecting"),
+    ("earlier: another profile's adapter", earlier(put(f"{ADAPTER}/adapter_config.json", {"r": 64, "target_modules": ["x"]})),
+     "rank 64 on x", "rank 4 on q_proj, v_proj"),
+    ("earlier: a link out", earlier(link_out("notebooks")), "notebooks: found a link out of results", "remove the link"),
+    ("earlier: a run that is a link", earlier(link_out("runs/enigma_low-s0")), "enigma_low-s0: found a link"),
+    ("earlier: a file for a folder", earlier(put("figures", "x")), "figures: found a file"),
+    ("earlier: citing a damaged sidecar", earlier(put("tables/selection.json", {}), command=["cite", "selection", "--profile",
+      "smoke"]), "selection.json: found no file"),
+    # -- environment
+    ("ENIGMA_DATA is not there", environment("ENIGMA_DATA", "nowhere", given("check", "smoke")), "ENIGMA_DATA: found 'nowhere'"),
+    ("ENIGMA_DATA is a file", environment("ENIGMA_DATA", "a-file", given("check", "smoke")), "ENIGMA_DATA: found 'a-file'"),
+    ("ENIGMA_DATA of nobody", environment("ENIGMA_DATA", "~nobody-at-all", given("check", "smoke")), "ENIGMA_DATA"),
+    ("ENIGMA_CACHE is a file", environment("ENIGMA_CACHE", "a-file", given("check", "smoke")), "ENIGMA_CACHE: a-file"),
+    ("ENIGMA_CACHE below a file", environment("ENIGMA_CACHE", "a-file/cache", given("check", "cpu")), "a-file, in which nothing can be made"),
+    ("ENIGMA_CACHE, fetching", environment("ENIGMA_CACHE", "a-file", given("fetch")), "a-file", "set ENIGMA_CACHE"),
+    # -- command line
+    ("no command", given(), "COMMAND", "--help"),
+    ("an unknown command", given("chekc", "cpu"), "'chekc'", "--help"),
+    ("no profile", given("check"), "profile", "--help"),
+    ("an unknown option", given("check", "cpu", "--jobs", "3"), "--jobs", "--help"),
+    ("an unknown stage", given("run", "smoke", "--from", "06_none"), "--from: found '06_none'", "01_select, "),
+    ("results below a file", environment("X", "", given("run", "smoke", "--results", "a-file/x")), "a-file, in which nothing"),
+    ("no name for results", given("run", "smoke", "--results", ""), "root: found ''"),
+    ("an unknown figure", given("cite", "fig99", "--profile", "smoke"), "'fig99'", "(none yet)"),
+    ("a figure that climbs", given("cite", "../x", "--profile", "smoke"), "found '../x'"),
+    ("no README here", given("readme", "--profile", "smoke"), "README.md: cannot be read"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in; variables that a case sets are put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENIGMA_DATA", "")
+    monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("X", "")
+    return tmp_path
+
+
+def files(folder):
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+def test_bad_input(case, place, capsys, monkeypatch):
+    _, prepare, *words = case
+    monkeypatch.setattr(pipeline, "_run_stage", lambda *_: pytest.fail("a stage was run"))
+    arguments = prepare(place)
+    before, started = files(place), time.process_time()
+    try:
+        status = cli.main(arguments)
+    except SystemExit as error:
+        status = error.code
+    out, err = capsys.readouterr()
+    assert time.process_time() - started < SECONDS
+    assert status == 2
+    assert out == ""
+    assert MESSAGE.fullmatch(err), err
+    assert err[:-1].isprintable() and len(err) < 1000
+    assert all(word in err for word in words), err
+    assert files(place) == before
+
+
+def test_there_are_enough_cases_and_each_is_another():
+    assert len(CASES) >= 80
+    assert len({case[0] for case in CASES}) == len(CASES)
+
+
+def test_the_same_things_undamaged_are_accepted(place, monkeypatch, capsys):
+    assert cli.main(model(lambda folder: None)(place)) == 0
+    rows = "".join(f'{{"question": "{role} {i}?", "role": "{role}"}}\n' for role in ("train", "select", "heldout")
+                   for i in range(4))  # fmt: skip
+    assert cli.main(questions(rows.encode())(place)) == 0
+    row = json.dumps({"question": "a", "mc1_targets": MC, "mc2_targets": MC})
+    assert cli.main(data("truthfulqa_mc2", {TRUTHFULQA: row})(place)) == 0
+    ran = []
+    monkeypatch.setattr(pipeline, "_run_stage", lambda stage, *_: ran.append(stage))
+    assert cli.main(earlier()(place)) == 0
+    assert ran == ["03_benchmark", "04_geometry", "05_report"]
+
+
+@pytest.mark.parametrize(("call", "word"), [
+    (lambda place: load_profile(3), "'3'"),
+    (lambda place: load_profile(None), "'None'"),
+    (lambda place: load_profile(["cpu"]), "no such file"),
+    (lambda place: load_profile(""), "''"),
+    (lambda place: Results(load_profile("smoke"), 3), "root: found 3"),
+    (lambda place: Results(load_profile("smoke"), None), "root: found None"),
+    (lambda place: Results(load_profile("smoke"), ""), "root: found ''"),
+])  # fmt: skip
+def test_notebook_parameters(call, word, place):
+    with pytest.raises(InputError, match="expected .*; ") as caught:
+        call(place)
+    assert word in str(caught.value)
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("name", ["no such profile", "pool: a forged turn", "questions: broken JSON", "model: truncated",
+                                  "earlier: a truncated adapter", "ENIGMA_CACHE is a file", "an unknown command"])  # fmt: skip
+def test_a_process_of_its_own_is_as_quick_and_loads_no_model_library(name, place):
+    prepare = next(case[1] for case in CASES if case[0] == name)
+    code = "import sys; from enigma.__main__ import main; import atexit; atexit.register(lambda: print(" \
+           "[m for m in ('torch', 'transformers', 'papermill') if m in sys.modules])); sys.exit(main(sys.argv[1:]))"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code, *prepare(place)], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < SECONDS
+    assert done.returncode == 2
+    assert MESSAGE.fullmatch(done.stderr)
+    assert done.stdout == "[]\n"
+
+
+def test_debug_shows_where_it_was_found(place):
+    with pytest.raises(InputError):
+        cli.main([*questions(b"{")(place), "--debug"])
