@@ -5,6 +5,7 @@ Seconds, no model library, no network. What only loading can show is found by th
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,15 @@ def check_inputs(profile) -> list[Principle]:
     check_questions(profile.questions, {"select": profile.sufficiency.questions, "train": 1, "heldout": heldout})
     check_data(profile.benchmarks.tasks)
     check_model(profile.model)
+    check_tracker(profile.trainer.report_to)
     return pool
+
+
+def check_tracker(name: str) -> None:
+    """InputError for a tracker of `trainer.report_to` that is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(f"trainer.report_to: found {name}, which is not installed; expected an installed tracker, or none; "
+                         f"pip install {name.replace('_', '-')}")
 
 
 def check_pool(name_or_path: str, contrast: str) -> list[Principle]:

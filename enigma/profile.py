@@ -132,6 +132,7 @@ class Trainer(Section):
     ot_budget: NotNegative
     ot_points: Annotated[int, Field(ge=2)]
     legibility_steps: Annotated[int, Field(ge=0)] = 0
+    report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml"] = "none"
     save_steps: Count
     zero_spread: Literal["error", "report"]
     lora: Lora

@@ -176,7 +176,6 @@ def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: R
         gradient_checkpointing=False,
         logging_steps=1,
         disable_tqdm=headless(),
-        report_to="none",
     )
     if config.world_size > 1:
         raise InputError(f"stage 2: found {config.world_size} processes, expected 1; start it without a launcher "

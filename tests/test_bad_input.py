@@ -218,6 +218,8 @@ CASES = [
     ("a branch for a revision", key("model", HUB), "model.revision: found 'main'", "[0-9a-f]{40}"),
     ("another user's home", key("principles.pool", "~nobody-at-all/p.yaml"), "nobody-at-all", "does not exist"),
     ("a pool that is a folder", key("principles.pool", "/"), "principles.pool", "a YAML file"),
+    ("a tracker that is not installed", key("trainer.report_to", "comet_ml"), "comet_ml, which is not installed", "pip"),
+    ("a tracker that nobody knows", key("trainer.report_to", "all"), "trainer.report_to: found 'all'", "'none'"),
     ("a bad profile, run", key("trainer.max_steps", 0, command=("run",)), "trainer.max_steps: found 0"),
     # -- principles
     ("no such pool", given("sufficiency", "nowhere.yaml"), "'nowhere.yaml': no such file", "a built-in pool (default)"),

@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 
 import enigma
-from enigma import assets, prompts
+from enigma import assets, prompts, training
 from enigma.errors import InputError
 from enigma.principles import load_pool
-from enigma.profile import load_profile, run_name
+from enigma.profile import builtin_names, load_profile, run_name
 from enigma.questions import load_questions
 from enigma.results import Results, csv_text, markdown_table
 
@@ -342,9 +342,11 @@ def test_telemetry_is_off_before_any_library_is_imported():
         assert not path.read_text(encoding="utf-8").startswith("import huggingface_hub"), path.name
 
 
-def test_trackers_are_off():
-    tree = ast.parse((PACKAGE / "training.py").read_text(encoding="utf-8"))
-    configured = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "EnigmaConfig"]
-    assert configured
-    for call in configured:
-        assert {word.arg: ast.unparse(word.value) for word in call.keywords}["report_to"] == "'none'"
+@pytest.mark.parametrize("name", builtin_names())
+def test_trackers_are_off_unless_a_profile_asks_for_one(name, monkeypatch):
+    """TRL's default is every tracker that is installed."""
+    configured = []
+    monkeypatch.setattr(training, "EnigmaConfig", lambda *args, **settings: configured.append(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training._trainer(load_profile(name), next(iter(load_profile(name).arms)), 0, [], PACKAGE, None)
+    assert configured[0]["report_to"] == "none"
