@@ -1,4 +1,4 @@
-"""Command line: `python -m enigma check|run|status|sufficiency|cite|fetch`.
+"""Command line: `python -m enigma check|run|status|sufficiency|create|cite|fetch`.
 
 A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
 """
@@ -92,6 +92,34 @@ def sufficiency(args: argparse.Namespace) -> None:
     print(folder / "sufficiency.csv")
 
 
+def create(args: argparse.Namespace) -> None:
+    """Propose better texts for the principles of a file, keep those that prove it on fresh questions, and write both."""
+    from enigma.assets import check_can_make, check_model
+    from enigma.creation import load_seeds, run
+    from enigma.profile import load_profile
+    from enigma.questions import check_questions
+    from enigma.results import Results
+
+    profile = load_profile(args.profile)
+    results = Results(profile, args.results)
+    seeds = load_seeds(args.principles)
+    check_questions(profile.questions, {"select": profile.sufficiency.questions, "heldout": profile.sufficiency.heldout})
+    check_model(profile.model)
+    check_can_make(results.folder, "results")
+    results.check_folders()
+    with results.lock():
+        table = run(profile, seeds, results)
+        from enigma import figures
+
+        figures.make(profile, results, "fig8_creation")
+    shown = table[table["gain"].notna()]
+    columns = ["seed", "origin", "si_seed", "si_proposal", "gain", "gain_low", "gain_high", "accepted"]
+    print(shown[columns].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"accepted {table['accepted'].sum()} of {len(table)} proposals; intervals are 95 %, over fresh questions")
+    print(results.tables / "creation.csv")
+    print(results.tables / "created_principles.yaml")
+
+
 def cite(args: argparse.Namespace) -> None:
     """Print a figure's caption, file, hash, commit and BibTeX, and the paper's."""
     from enigma.profile import load_profile
@@ -136,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("profile", nargs="?", default="cpu", help="a name or a path to a YAML file (default: cpu)")
     command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
     command = add(sufficiency, "rank your own principles")
+    command.add_argument("principles", help="a YAML file with a list under principles:")
+    command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
+    command = add(create, "create principles from your own")
     command.add_argument("principles", help="a YAML file with a list under principles:")
     command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
     command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")

@@ -346,8 +346,8 @@ def widened(effect: Interval, comparisons: float) -> Interval:
     "SI, measured on the untrained model, lets you create principles before training.",
     ABSTRACT,
     "Effect: the SI gain of accepted edits on fresh questions, from the table creation (accepted, gain, gain_low, "
-    "gain_high), the largest, its interval widened by Bonferroni for the number of accepted edits. Not supported when "
-    "no proposal was accepted. Negligible: 0.01.",
+    "gain_high), the largest, its interval widened by Bonferroni for the number of edits that were tried on them. Not "
+    "supported when no proposal was accepted. Negligible: 0.01.",
 )
 def creation(tables: Tables) -> Finding:
     name = "SI gain of the best created principle"
@@ -358,7 +358,7 @@ def creation(tables: Tables) -> Finding:
         if accepted.empty:
             return Part(name, detail=f"none of {len(table)} proposals accepted", verdict=NOT_SUPPORTED)
         best = accepted.loc[accepted["gain"].idxmax()]
-        effect = widened(Interval(*best[["gain", "gain_low", "gain_high"]].astype(float)), len(accepted))
+        effect = widened(Interval(*best[["gain", "gain_low", "gain_high"]].astype(float)), int(table["gain"].count()))
         return Part(name, effect, 0.01, f"{len(accepted)} of {len(table)} proposals accepted")
 
     return Finding([measured(name, part)])

@@ -46,6 +46,7 @@ NOTEBOOK_OF = {
     "sufficiency": "01_select",
     "selection": "01_select",
     "creation": "01_select",
+    "created_principles": "01_select",
     "training": "02_train",
     "training_groups": "02_train",
     "training_checks": "02_train",
@@ -433,7 +434,8 @@ class Results:
 
     def check_folders(self) -> None:
         """InputError where a folder of these results is none, or is a link that leads out of `root`."""
-        runs = sorted(self.runs.iterdir()) if self.runs.is_dir() else []
+        # Beside the runs' folders lie files of stages, all JSON.
+        runs = sorted(path for path in self.runs.glob("*") if path.suffix != ".json")
         for folder in (self.folder, self.figures, self.tables, self.notebooks, self.runs, *runs):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise InputError(f"{folder}: found a file; expected a folder; remove it")

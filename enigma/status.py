@@ -22,7 +22,7 @@ from enigma.progress import clock, heartbeat_path, pace
 from enigma.results import NOTEBOOK_OF, Results
 
 SILENT_SECONDS = 3600.0  # no piece of work should take longer than this between two heartbeats
-OPTIONAL = ("creation",)  # a table that only some profiles have
+OPTIONAL = ("creation", "created_principles")  # tables that `enigma create` writes
 TRAINING = "02_train"
 
 

@@ -152,8 +152,26 @@ def all_tables(arms, seeds, tmp_path, profile):
     return {
         "sufficiency": sufficiency(), "training": training(arms, seeds), "benchmarks": rows,
         "benchmark_differences": differences, "geometry": geometry(arms, seeds), "directions": directions(arms, seeds),
-        "legibility": legibility(arms, seeds), "claims": claims_table(tmp_path, profile),
+        "legibility": legibility(arms, seeds), "claims": claims_table(tmp_path, profile), "creation": creation(),
     }  # fmt: skip
+
+
+def creation():
+    """Two seeds, one with an accepted proposal; a third text was dropped before it saw fresh questions."""
+    measured = {"si_seed": 0.2, "si_proposal": 0.4, "gain": 0.2, "gain_low": 0.1, "gain_high": 0.3}
+    rows = [
+        {"seed": "be-brief", "origin": "concrete", **measured, "accepted": True},
+        {"seed": "be-honest", "origin": "rewrite", **measured, "gain_low": -0.1, "accepted": False},
+        {"seed": "be-honest", "origin": "explicit", "accepted": False},
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_creation_tells_accepted_from_not_and_survives_an_empty_search():
+    drawn = texts(figures.fig8_creation(creation()))
+    assert "concrete, accepted" in drawn and "rewrite, not accepted" in drawn and "explicit" not in drawn
+    assert "3 proposals for 2 seed principles, 1 accepted" in figures.fig8_caption(creation())
+    assert "not measured" in texts(figures.fig8_creation(creation().iloc[2:]))
 
 
 def test_every_figure_is_made_from_its_tables_with_a_caption_of_facts(tmp_path, profile):

@@ -21,14 +21,17 @@ PLENTY = 10**15
 
 @pytest.fixture
 def room(monkeypatch, tmp_path):
-    """A function that sets what is found, in GB."""
+    """A function that sets what is found, in GB; it has the list of the stages that were run, which do nothing."""
     monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
+    ran = []
+    monkeypatch.setattr(pipeline, "_run_stage", lambda stage, *_: ran.append(stage))
 
     def found(memory=1e6, results=1e6, cache=1e6):
         monkeypatch.setattr(resources, "free_memory", lambda: int(memory * 1e9))
         disks = {tmp_path / "cache": cache}
         monkeypatch.setattr(resources, "free_disk", lambda folder: int(disks.get(folder, results) * 1e9))
 
+    found.ran = ran
     return found
 
 
@@ -71,11 +74,9 @@ def test_what_an_earlier_attempt_left_counts_as_room(room, tmp_path):
 
 def test_drawing_the_report_again_needs_no_room(room, tmp_path, monkeypatch):
     room(memory=0, results=0)
-    ran = []
     monkeypatch.setattr(pipeline, "check_results", lambda *_: None)  # as if the other stages were done
-    monkeypatch.setattr(pipeline, "_run_stage", lambda stage, *_: ran.append(stage))
     pipeline.run("gpu", tmp_path, first="05_report")
-    assert ran == ["05_report"]
+    assert room.ran == ["05_report"]
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------

@@ -133,9 +133,11 @@ def test_the_lock_lasts_while_an_orphaned_kernel_lives(run):
     first.kill()
     first.wait()
     lock = Path("results/smoke/.run.lock")
-    with pytest.raises(InputError, match=f"found process {first.pid} on"), runlock.hold(lock):
-        pass
-    orphan.resume()
+    try:
+        with pytest.raises(InputError, match=f"found process {first.pid} on"), runlock.hold(lock):
+            pass
+    finally:
+        orphan.resume()
     with runlock.hold(lock):
         assert gone(orphan)
 

@@ -18,7 +18,7 @@ from enigma.principles import chosen_sets, run_key
 from enigma.profile import load_profile
 from enigma.progress import heartbeat_path
 from enigma.results import NOTEBOOK_OF, Results, atomic_write_json
-from enigma.status import SILENT_SECONDS, status
+from enigma.status import OPTIONAL, SILENT_SECONDS, status
 
 NOBODY = 2**22 + 1  # above the largest process id
 
@@ -43,7 +43,7 @@ def pool(monkeypatch):
 
 def finish(results, stage):
     for table, notebook in NOTEBOOK_OF.items():
-        if notebook == stage and table not in ("selection", "creation"):
+        if notebook == stage and table not in ("selection", *OPTIONAL):
             results.write_table(table, pd.DataFrame({"value": [1.0]}), "A caption.")
     record(results, stage, "done", seconds=61.0, peak_memory_gb=1.25)
 
