@@ -20,11 +20,12 @@ from enigma.profile import BASE, load_profile
 from enigma.results import Results
 
 HELD = {"none": ("#D55E00", "o", "-"), "Sinkhorn": ("#0072B2", "s", "--"), "KL": ("#009E73", "^", "")}
+# Column, label, column of the faint marks, limits. With six questions some intervals are far longer than the panel.
 PANELS = (
-    ("reward_strict", "strict format rate", None),
-    ("row_bound_base_critic", "row bound, untrained critic (nats)", "row_bound"),
-    ("perplexity_base", "perplexity under the untrained model", None),
-    ("drift", "Sinkhorn divergence, last step", None),
+    ("reward_strict", "strict format rate", None, (-0.03, 1)),
+    ("row_bound_base_critic", "untrained critic's row bound, nats", "row_bound", (0, 1.5)),
+    ("perplexity_base", "perplexity, untrained model", None, (0, 30)),
+    ("drift", "Sinkhorn divergence, last step", None, (-0.005, None)),
 )
 CAPTION = (
     "The weights of the extra terms: each setting trained once ({steps} steps, one seed), then sampled on {questions} "
@@ -57,25 +58,25 @@ def draw(frame: pd.DataFrame) -> Figure:
     base = frame[frame.arm == BASE].iloc[0]
     trained = frame[frame.arm != BASE]
     ticks = sorted(trained.lambda_sami.unique())
-    for panel, letter, (column, label, own) in zip(axes.flat, "abcd", PANELS, strict=True):
+    for panel, letter, (column, label, own, limits) in zip(axes.flat, "abcd", PANELS, strict=True):
         for (held_by, budget), part in trained.groupby(["held_by", "budget"], dropna=False):
             colour, marker, line = HELD[held_by]
-            face = "white" if budget > 0.05 else colour
+            # A budget that never binds gives the very points of no bound: a ring around them.
+            ring = dict(mfc="none", ms=8) if budget > 0.05 else {}
             x = [ticks.index(value) for value in part.sort_values("lambda_sami").lambda_sami]
             part = part.sort_values("lambda_sami")
             name = {"none": "no bound", "KL": "KL 0.1"}.get(held_by, f"Sinkhorn, budget {budget:g}")
-            panel.plot(x, part[column], color=colour, marker=marker, ls=line, mfc=face, label=name)
+            panel.plot(x, part[column], color=colour, marker=marker, ls=line, label=name, **ring)
             if own:
                 panel.plot(x, part[own], color=colour, marker=marker, ls="", mfc="none", alpha=0.45)
             if f"{column}_low" in part:
                 panel.vlines(x, part[f"{column}_low"], part[f"{column}_high"], color=colour, lw=0.8, alpha=0.6)
         if np.isfinite(base.get(column, np.nan)):
             panel.axhline(base[column], color="#7f7f7f", lw=0.8, ls=":", label="untrained")
-        panel.set(ylabel=label, xticks=range(len(ticks)), xticklabels=[f"{value:g}" for value in ticks])
+        panel.set(ylabel=label, ylim=limits, xticks=range(len(ticks)), xticklabels=[f"{value:g}" for value in ticks])
         panel.set_title(rf"$\mathbf{{{letter}}}$", loc="left")
     for panel in axes[1]:
         panel.set_xlabel("coefficient of the SAMI term")
-    axes[1, 0].set_yscale("log")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
@@ -89,7 +90,7 @@ def main() -> None:
     frame = table(profile, results)
     caption = CAPTION.format(steps=profile.trainer.max_steps, questions=profile.sufficiency.heldout)
     results.write_table("sweep", frame, caption, inputs=("training", "legibility"))
-    faint = " Faint hollow marks in (b): the model's own critic."
+    faint = " Faint hollow marks in (b): the model's own critic. Intervals are cut at the panels' edges."
     results.save_figure("sweep", draw(frame), caption + faint, inputs=("sweep",))
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 

@@ -33,6 +33,7 @@ from scipy import stats as scipy_stats
 from enigma.errors import InputError
 from enigma.progress import headless, track
 from enigma.results import atomic_write_json, file_hash
+from enigma.runlock import one_writer
 from enigma.stats import mean_interval
 from enigma.tasks.external import EXTERNAL, OWN_TASKS, External, check_file, check_names, data_folder
 
@@ -47,6 +48,7 @@ PERMUTATIONS = 9999
 # ---- the stage -----------------------------------------------------------------------------------------------------
 
 
+@one_writer
 def run(profile, results) -> dict[str, pd.DataFrame]:
     """Evaluate base and every arm; write and return the tables benchmarks, benchmark_items, benchmark_differences and
     benchmark_speed (the last depends on the machine and is not for comparing).

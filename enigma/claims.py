@@ -18,6 +18,7 @@ from scipy.stats import norm
 
 from . import steadiness
 from .results import atomic_write_text, claims_view, interval_text, markdown_table
+from .runlock import one_writer
 from .stats import Interval, mean_interval
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
@@ -550,6 +551,7 @@ def _row(entry: Claim, finding: Finding) -> list:
     return [entry.id, entry.text, entry.source, part.name, *part.effect, entry.rule, part.judged(), entry.paper, note]
 
 
+@one_writer
 def run(profile, results) -> pd.DataFrame:
     """Judge, and write the table `claims`, where training was measured also `steadiness`, and tables/claims.tex."""
     if results.has_table("training"):

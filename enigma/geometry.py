@@ -52,6 +52,7 @@ from enigma.progress import track
 from enigma.prompts import encode, messages
 from enigma.questions import load_questions
 from enigma.results import atomic_write_json, file_hash
+from enigma.runlock import one_writer
 from enigma.stats import Interval, mean_interval
 from enigma.transport import sinkhorn_divergence
 
@@ -392,6 +393,7 @@ class Clouds:
     tokens: np.ndarray  # (layers, n, d): the kept tokens
 
 
+@one_writer
 def run(profile, results) -> dict[str, pd.DataFrame]:
     """Measure every arm against the untrained model; write and return tables `geometry`, `directions`, `projection`.
 

@@ -30,6 +30,7 @@ from enigma.principles import Principle, load_pool
 from enigma.progress import track
 from enigma.questions import load_questions
 from enigma.results import atomic_write_json, atomic_write_text, csv_text
+from enigma.runlock import one_writer
 from enigma.scoring import completion_logprobs, reasoning_tokens
 from enigma.stats import mean_interval
 
@@ -374,6 +375,7 @@ def sufficiency_table(pool: Pool, sets: dict[str, tuple[int, ...]], boot: dict) 
     return pd.DataFrame(rows)
 
 
+@one_writer
 def run(profile, results) -> dict[str, pd.DataFrame]:
     """Stage 1: measure the pool on the untrained model, choose the sets, write `sufficiency` and `selection`."""
     pool = measure_pool(profile, load_pool(profile.principles.pool), results.runs / "select")

@@ -33,6 +33,7 @@ from enigma.progress import beat, clock, headless, track
 from enigma.questions import load_questions
 from enigma.results import atomic_folder, atomic_write_json, atomic_write_text
 from enigma.rewards import graded_format, graded_format_reward, strict_format, strict_format_reward
+from enigma.runlock import one_writer
 from enigma.stats import mean_interval
 from enigma.trainer import EnigmaConfig, EnigmaTrainer
 
@@ -84,6 +85,7 @@ def matched_prompts(questions: list[str], principles: list[Principle], k: int, s
     return rows
 
 
+@one_writer
 def run(profile, results) -> dict[str, pd.DataFrame]:
     """Stage 2: train every (arm, seed), then write `training`, `training_groups`, `training_checks`, `legibility`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import signal
@@ -218,3 +219,9 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path, obstacle):
     with pytest.raises(InputError, match="cannot be opened .*choose another with --results"), runlock.hold(path):
         pass
     assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["sufficiency", "training", "benchmark", "geometry", "claims"])
+def test_every_stage_holds_the_lock(name):
+    stage = importlib.import_module(f"enigma.{name}").run
+    assert stage.__code__.co_name == "alone"
