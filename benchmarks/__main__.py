@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -100,7 +101,15 @@ def _print_peak(profile, side: str) -> None:
     if torch.cuda.is_available():
         print(round(torch.cuda.max_memory_allocated() / 1e9, 3))
     else:
-        print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3))
+        print(round(_peak_resident() / 1e9, 3))
+
+
+def _peak_resident() -> int:
+    """Bytes. Linux hands getrusage's peak down from the parent, so there the process's own is read."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def machine() -> dict:
