@@ -85,3 +85,4 @@ def draw(curves: list[dict], machine: dict, path: Path) -> None:
     axes[1].legend(frameon=False, fontsize=7, loc="upper left")
     figure.suptitle(f"16 completions of 48 tokens, {machine['device']}, {machine['dtype']}", fontsize=9)
     figure.savefig(path, dpi=200)
+    plt.close(figure)
