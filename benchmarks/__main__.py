@@ -13,7 +13,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -31,23 +30,10 @@ HERE = Path(__file__).parent
 KINDS = {"enigma": EnigmaTrainer, "trl": GRPOTrainer}
 
 
-def seconds(work) -> float:
-    _synchronise()
-    started = time.perf_counter()
-    work()
-    _synchronise()
-    return time.perf_counter() - started
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def compared(name: str, case: cases.Case, against: str, target: float, rounds: int) -> dict:
     """One row: medians of both sides over `rounds`, taken in turn after a warm-up of each."""
     case.ours(), case.peer()
-    taken = [(seconds(case.ours), seconds(case.peer)) for _ in range(rounds)]
+    taken = [(cases.seconds(case.ours), cases.seconds(case.peer)) for _ in range(rounds)]
     ours, peer = (median(side) for side in zip(*taken, strict=True))
     row = {"name": name, "against": against, "ratio": round(ours / peer, 4), "target": target}
     row |= {"met": ours / peer <= target, "seconds": round(ours, 3), "peer_seconds": round(peer, 3), "rounds": rounds}

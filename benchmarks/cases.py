@@ -7,6 +7,7 @@ completions fill the limit, so that no side gains from an early end.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +31,20 @@ class Case(NamedTuple):
 
     ours: Callable[[], object]
     peer: Callable[[], object]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call, with what it left to the GPU."""
+    _synchronise()
+    started = time.perf_counter()
+    work()
+    _synchronise()
+    return time.perf_counter() - started
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def rows(profile, tokenizer, k: int) -> list[dict]:

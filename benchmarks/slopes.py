@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.cases import seconds
 from enigma.assets import load_model
 from enigma.scoring import completion_logprobs
 
@@ -50,20 +50,10 @@ def _timed(model, k: int, prompt: int, rounds: int) -> dict:
         logits = model(input_ids=dense, use_cache=False, logits_to_keep=TOKENS + 1).logits[:, :-1]
         torch.log_softmax(logits.float(), dim=-1).gather(-1, dense[:, prompt:, None]).sum().backward()
 
-    taken = [(_seconds(packed), _seconds(plain)) for _ in range(rounds)]
+    taken = [(seconds(packed), seconds(plain)) for _ in range(rounds)]
     ours, peer = (median(side) for side in zip(*taken, strict=True))
     return {"packed_seconds": round(ours, 3), "dense_seconds": round(peer, 3),
             "packed_tokens": k * (prompt - 1 + COMPLETIONS * (TOKENS + 1)), "dense_tokens": dense.numel()}  # fmt: skip
-
-
-def _seconds(work) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def draw(curves: list[dict], machine: dict, path: Path) -> None:

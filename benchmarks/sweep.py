@@ -63,8 +63,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             colour, marker, line = HELD[held_by]
             # A budget that never binds gives the very points of no bound: a ring around them.
             ring = dict(mfc="none", ms=8) if budget > 0.05 else {}
-            x = [ticks.index(value) for value in part.sort_values("lambda_sami").lambda_sami]
             part = part.sort_values("lambda_sami")
+            x = [ticks.index(value) for value in part.lambda_sami]
             name = {"none": "no bound", "KL": "KL 0.1"}.get(held_by, f"Sinkhorn, budget {budget:g}")
             panel.plot(x, part[column], color=colour, marker=marker, ls=line, label=name, **ring)
             if own:

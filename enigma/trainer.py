@@ -344,10 +344,9 @@ class EnigmaTrainer(GRPOTrainer):
         for rows in torch.arange(len(scores.mask)).view(scores.sets, -1):
             keep = scores.mask[rows]
             policy, reference = hidden[rows][keep], inputs["reference_hidden"][rows][keep]
-            chosen = _subsample(len(policy), args.ot_points, seed=args.seed + self.state.global_step)
-            policy, reference = policy[chosen], reference[chosen]
+            drawn = dict(max_points=args.ot_points, seed=args.seed + self.state.global_step)
             for i in range(len(args.ot_layers)):
-                solved.append(solve_divergence(policy[:, i], reference[:, i], epsilon=args.ot_epsilon))
+                solved.append(solve_divergence(policy[:, i], reference[:, i], epsilon=args.ot_epsilon, **drawn))
         values = torch.stack([s.value for s in solved]).view(scores.sets, -1)
         return values, values.new_tensor([not s.converged for s in solved]).mean()
 
@@ -567,10 +566,3 @@ def _width(values: Tensor, t: int, dim: int = 1) -> Tensor:
     shape = list(values.shape)
     shape[dim] = missing
     return torch.cat([values, values.new_zeros(shape)], dim=dim)
-
-
-def _subsample(n: int, most: int, seed: int) -> Tensor:
-    """At most `most` of n indices, by a rule that depends on the seed alone."""
-    if n <= most:
-        return torch.arange(n)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
