@@ -15,11 +15,13 @@ same bytes. This module knows no other stage and imports nothing heavy. Source: 
 
 from __future__ import annotations
 
+import datetime
 import errno
 import functools
 import hashlib
 import html
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -32,6 +34,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,6 +69,7 @@ PACKAGES = (
     "accelerate", "datasets", "lm-eval", "matplotlib", "seaborn", "pydantic",
 )  # fmt: skip
 SIDECAR = ("file", "caption", "sha256", "commit", "inputs")  # what reading one relies on
+FIGURE, TABLE = "figures", "tables"  # folders, and kinds of what lies there
 CLAIM_COLUMNS = ("id", "claim", "measure", "value", "verdict", "paper", "note")
 PAPER_BIBTEX = """@article{seneque2025enigma,
   title         = {{ENIGMA}: The Geometry of Reasoning and Alignment in Large-Language Models},
@@ -78,6 +82,15 @@ PAPER_BIBTEX = """@article{seneque2025enigma,
 }"""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Item(NamedTuple):
+    """A figure or a table: the notebook it belongs to, its kind (FIGURE or TABLE), its name and its sidecar."""
+
+    notebook: str
+    kind: str
+    name: str
+    sidecar: dict
 
 
 class DiskFull(OSError, InputError):
@@ -155,9 +168,14 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files and folders that killed writers left below `folder`. Nobody may be writing there."""
+def remove_leftovers(folder: Path, but: Sequence[Path] = ()) -> None:
+    """Remove the temporary files and folders that killed writers left below `folder`, except inside the folders `but`.
+
+    Nobody may be writing there.
+    """
     for path in list(folder.rglob(".*.tmp")):
+        if any(path.is_relative_to(kept) for kept in but):
+            continue
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
@@ -475,7 +493,7 @@ class Results:
         return code_commit()
 
     def write_record(self) -> Path:
-        """Write run.json: profile, commit, versions, licences, machine, and what stages.json knows of every stage.
+        """Write run.json: profile, commit, day (UTC), versions, licences, machine, and what stages.json knows of every stage.
 
         stages.json, {stage: {seconds, peak_memory_gb}}, is written by the pipeline as stages end.
         """
@@ -485,6 +503,7 @@ class Results:
             "profile_hash": self.profile.hash,
             "profile_text": self.profile.text,
             "commit": self.commit,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": versions(),
             "seeds": _seeds(self.profile),
             "licences": licences(self.profile, PACKAGES),
@@ -497,16 +516,32 @@ class Results:
         """run.json. Raises InputError where it is missing or damaged."""
         return _read_json(self.folder / "run.json", ("stages",))
 
+    def catalogue(self) -> list[Item]:
+        """Every figure and table by notebook, figures first. A figure belongs to the last notebook that it needs."""
+        order, items = list(NOTEBOOK_OF), []
+        for kind, folder in ((FIGURE, self.figures), (TABLE, self.tables)):
+            for path in folder.glob("*.json"):
+                data, name = _read_json(path, SIDECAR), path.stem
+                notebook = max((_notebook(table) for table in (data["inputs"] if kind == FIGURE else [name])), default="other")
+                place = order.index(name) if name in order else len(order)
+                # fig2 comes before fig10.
+                natural = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+                items.append(((notebook, kind, place, natural), Item(notebook, kind, name, data)))
+        return [item for _, item in sorted(items, key=lambda entry: entry[0])]
+
     def write_index(self) -> Path:
         """Write README.md: the claims table first, then every figure and table by notebook, captions from sidecars."""
+        return atomic_write_text(self._inside(self.folder / "README.md"), self.index_text())
+
+    def index_text(self) -> str:
+        """The text of README.md."""
         lines = [f"# Results of profile `{self.profile.name}`", "", f"Profile hash `{self.profile.hash}`."]
         lines += self._claims_lines()
-        entries = [self._entry(path) for path in (*self.figures.glob("*.json"), *self.tables.glob("*.json"))]
-        for notebook in sorted({entry[0] for entry in entries}):
+        for notebook, items in itertools.groupby(self.catalogue(), key=lambda item: item.notebook):
             lines += ["", f"## {notebook}"]
-            for *_, text in sorted(entry for entry in entries if entry[0] == notebook):
-                lines += ["", *text]
-        return atomic_write_text(self._inside(self.folder / "README.md"), "\n".join(lines) + "\n")
+            for item in items:
+                lines += ["", *_index_lines(item)]
+        return "\n".join(lines) + "\n"
 
     def _claims_lines(self) -> list[str]:
         if not self.has_table("claims"):
@@ -514,30 +549,20 @@ class Results:
         shown = claims_view(self.read_table("claims"))
         return ["", "## Claims", "", markdown_table(shown).rstrip(), "", "[All columns](tables/claims.csv)"]
 
-    def _entry(self, sidecar: Path) -> tuple[str, int, int, str, list[str]]:
-        """Sort key (notebook, figures before tables, order, name) and the Markdown lines of one file."""
-        data, name = _read_json(sidecar, SIDECAR), sidecar.stem
-        caption, order = _markdown_text(data["caption"]), list(NOTEBOOK_OF)
-        if sidecar.parent == self.figures:
-            notebook = max((_notebook(table) for table in data["inputs"]), default="other")
-            text = [f"**[{name}](figures/{name}.png)** ([PDF](figures/{name}.pdf)). {caption}", ""]
-            return notebook, 0, 0, name, [*text, f"![{name}](figures/{name}.png)"]
-        place = order.index(name) if name in order else len(order)
-        return _notebook(name), 1, place, name, [f"**[{name}](tables/{data['file']})**. {caption}"]
-
     def cite(self, name: str) -> str:
         """What to write under a figure or table taken from here: caption, file, sha256, commit, BibTeX.
 
-        Raises InputError naming what there is when there is no such file.
+        `fig2` stands for fig2_training. Raises InputError naming what there is where no file, or more than one, has
+        such a name.
         """
         _check_name("figure or table name", name, r"[a-z0-9_]{1,100}")
-        for folder in (self.figures, self.tables):
-            sidecar = folder / f"{name}.json"
-            if sidecar.exists():
-                return _citation(_read_json(sidecar, SIDECAR), f"{self.folder.name}/{folder.name}", self.profile.name, name)
-        there = ", ".join(sorted(p.stem for folder in (self.figures, self.tables) for p in folder.glob("*.json")))
-        raise InputError(f"{self.folder}: found no figure or table {name!r}; expected one of {there or '(none yet)'}; "
-                         "correct the name, or run the notebooks first")
+        items = self.catalogue()
+        found = [item for item in items if item.name == name] or [item for item in items if item.name.startswith(f"{name}_")]
+        if len(found) == 1:
+            return _citation(found[0], self.profile.name)
+        there = ", ".join(sorted(item.name for item in found or items))
+        raise InputError(f"{self.folder}: found {'no' if not found else len(found)} figure or table {name!r}; expected one "
+                         f"of {there or '(none yet)'}; correct the name, or run the notebooks first")
 
     # -- inside
 
@@ -620,18 +645,29 @@ def _rendered(figure, kind: str, metadata: dict) -> bytes:
     return buffer.getvalue()
 
 
-def _citation(sidecar: dict, folder: str, profile: str, name: str) -> str:
-    key = f"enigma_companion_{profile}_{name}".replace("-", "_")
-    title = f"ENIGMA companion: {name}, profile {profile}".replace("_", r"\_")
-    note = f"commit {sidecar['commit']}, sha256 {sidecar['sha256']}"
-    file = f"{folder}/{sidecar['file']}"
+def _index_lines(item: Item) -> list[str]:
+    caption, name = _markdown_text(item.sidecar["caption"]), item.name
+    if item.kind == TABLE:
+        return [f"**[{name}](tables/{item.sidecar['file']})**. {caption}"]
+    text = f"**[{name}](figures/{name}.png)** ([PDF](figures/{name}.pdf)). {caption}"
+    return [text, "", f"![{name}](figures/{name}.png)"]
+
+
+def _citation(item: Item, profile: str) -> str:
+    sidecar = item.sidecar
+    key = f"enigma_companion_{profile}_{item.name}".replace("-", "_")
+    title = f"{{ENIGMA}} companion: {item.name}, profile {profile}".replace("_", r"\_")
     lines = [
         f"caption: {sidecar['caption']}",
-        f"file:    {file}",
+        f"file:    {profile}/{item.kind}/{sidecar['file']}",
         f"sha256:  {sidecar['sha256']}",
         f"commit:  {sidecar['commit']}",
         "",
-        f"@misc{{{key},\n  title = {{{title}}},\n  note  = {{{note}}}\n}}",
+        f"@misc{{{key},",
+        f"  title  = {{{title}}},",
+        "  author = {{The ENIGMA companion contributors}},",
+        f"  note   = {{Commit {sidecar['commit']}, sha256 {sidecar['sha256']}}}",
+        "}",
         "",
         PAPER_BIBTEX,
     ]

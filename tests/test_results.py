@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -329,6 +330,7 @@ def test_record_joins_profile_machine_and_stages(results):
     assert record["stages"]["01_select"] == {"seconds": 12.5, "peak_memory_gb": 1.5}
     assert record["profile_text"] == "name: tiny\n"
     assert record["machine"]["cores"] == os.cpu_count()
+    assert datetime.date.fromisoformat(record["date"]).year >= 2026
 
 
 def test_the_record_names_the_licences(results, tmp_path):
@@ -353,6 +355,29 @@ def test_cite_names_file_hash_commit_and_paper(filled):
     assert "tables/geometry.csv" in filled.cite("geometry")
     with pytest.raises(InputError, match="fig1_sufficiency, fig7_claims"):
         filled.cite("fig99")
+
+
+def test_cite_takes_the_short_form_where_it_is_unambiguous(filled):
+    assert filled.cite("fig1") == filled.cite("fig1_sufficiency")
+    filled.write_table("benchmark_items", pd.DataFrame({"x": [1]}), "Items.")
+    filled.write_table("benchmark_speed", pd.DataFrame({"x": [1]}), "Speed.")
+    with pytest.raises(InputError, match="found 2 .*expected one of benchmark_items, benchmark_speed"):
+        filled.cite("benchmark")
+    with pytest.raises(InputError, match="found no"):
+        filled.cite("fig")
+
+
+def test_catalogue_counts_figures_as_people_do(filled):
+    for number in (10, 2):
+        filled.save_figure(f"fig{number}_x", _figure(), "X.", inputs=["sufficiency"])
+    names = [item.name for item in filled.catalogue() if item.notebook == "01_select"]
+    assert names == ["fig1_sufficiency", "fig2_x", "fig10_x", "sufficiency"]
+
+
+def _figure():
+    from matplotlib.figure import Figure
+
+    return Figure()
 
 
 def test_results_imports_nothing_heavy():
