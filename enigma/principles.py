@@ -51,10 +51,17 @@ def load_pool(name_or_path: str | Path) -> list[Principle]:
 
 
 def chosen_sets(profile, results) -> dict[str, list[Principle]]:
-    """The principles of the high-SI and the low-SI set that stage 1 chose."""
+    """The principles of the sets that stage 1 chose, under the names that the profile's arms have for them.
+
+    Raises InputError for a selection without one of these sets.
+    """
     selection = results.read_yaml("selection")
     pool = {p.name: p for p in load_pool(profile.principles.pool)}
-    return {name: [pool[p] for p in selection[name]["principles"]] for name in ("high", "low")}
+    for name in profile.sets():
+        if name not in selection:
+            raise InputError(f"selection.yaml: found no set {name!r}; expected the sets of the profile's arms; run "
+                             "notebook 01_select again")  # fmt: skip
+    return {name: [pool[p] for p in selection[name]["principles"]] for name in profile.sets()}
 
 
 def run_key(profile, principles: list[Principle]) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, NamedTuple
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -99,13 +100,22 @@ class Sufficiency(Section):
     resamples: Annotated[int, Field(ge=10)]
 
 
+def _set_name(value) -> str:
+    if value in ("high", "low") or (isinstance(value, float) and 0 < value < 1):
+        return str(value)
+    raise PydanticCustomError("set", "'high' or 'low', or a number between 0 and 1, a quantile of SI over all sets")
+
+
 class Arm(Section):
-    set: Literal["high", "low"]
+    # The set that it is trained on: "high", "low", or a quantile of SI over all sets of the pool, such as "0.5".
+    set: Annotated[str, BeforeValidator(_set_name)]
     lambda_sami: NotNegative
     lambda_ot: NotNegative
     # Null: as in the section `trainer`.
     ot_budget: NotNegative | None = None
     beta: NotNegative | None = None
+    # What is rewarded beside the format: nothing, or a comparator's reward (enigma/comparators.py), with weight 1.
+    reward: Literal["format", "semantic", "following"] = "format"
 
 
 class Lora(Section):
@@ -134,6 +144,8 @@ class Trainer(Section):
     legibility_steps: Annotated[int, Field(ge=0)] = 0
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml"] = "none"
     save_steps: Count
+    # A launcher such as `accelerate launch --num_processes 8`, under which each run is trained; null: in this process.
+    launch: Text | None = None
     zero_spread: Literal["error", "report"]
     lora: Lora
 
@@ -142,6 +154,7 @@ class Benchmarks(Section):
     tasks: Annotated[list[TaskName], Field(min_length=1)]
     limit: Count | None
     batch_size: Count
+    log_samples: bool = False  # lm-eval's samples as JSON lines, in runs/<run>/samples
 
 
 class Geometry(Section):
@@ -177,6 +190,7 @@ class Profile(Section):
     geometry: Geometry
     seeds: Seeds
     _text: str = PrivateAttr(default="")
+    _path: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _possible(self) -> Profile:
@@ -192,6 +206,15 @@ class Profile(Section):
     def hash(self) -> str:
         """First 16 hexadecimal characters of the SHA-256 of the YAML text."""
         return hashlib.sha256(self._text.encode()).hexdigest()[:16]
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was loaded from, for other processes to load it again."""
+        return self._path
+
+    def sets(self) -> list[str]:
+        """The names of the sets that stage 1 chooses: the high-SI, the low-SI, and whatever else an arm is trained on."""
+        return list(dict.fromkeys(["high", "low", *(arm.set for arm in self.arms.values())]))
 
     def runs(self) -> list[tuple[str, int]]:
         """Every (arm, seed), arms in the profile's order."""
@@ -329,7 +352,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         profile = Profile.model_validate(data)
     except ValidationError as error:
         raise InputError(_one_line(path, error)) from None
-    profile._text = text
+    profile._text, profile._path = text, path.resolve()
     _check_files(path, profile)
     return profile
 
@@ -473,8 +496,10 @@ BASE_MEMORY_GB = 1.2  # interpreter and libraries
 ACTIVATION_GB = 1.6  # per 1,000 completion tokens of a device batch, embedded model in bfloat16
 ITEMS = {
     "enigma_reasoning": 160, "enigma_truthfulness": 117, "enigma_format": 32,
-    "truthfulqa_mc1": 817, "truthfulqa_mc2": 817, "gpqa_main_zeroshot": 448, "gsm8k": 1319,
+    "enigma_robustness": 38, "enigma_adherence": 32, "truthfulqa_mc1": 817, "truthfulqa_mc2": 817, "gsm8k": 1319,
+    "gpqa_main_zeroshot": 448, "gpqa_main_generative_n_shot": 448, "gpqa_main_cot_zeroshot": 448,
 }  # fmt: skip
+PROMPTS = {"enigma_robustness": 7, "enigma_adherence": 2}  # for each item, where not one
 UNKNOWN_ITEMS = 1000  # a task that is not listed
 HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
 EMBEDDED_VOCABULARY = 49_152
@@ -536,7 +561,9 @@ def _parameters(model: Model) -> float | None:
 
 
 def _items(benchmarks: Benchmarks) -> int:
-    return sum(min(ITEMS.get(task, UNKNOWN_ITEMS), benchmarks.limit or 10**9) for task in benchmarks.tasks)
+    """Prompts that one model is asked; `limit` counts items."""
+    limit = benchmarks.limit or 10**9
+    return sum(min(ITEMS.get(task, UNKNOWN_ITEMS), limit) * PROMPTS.get(task, 1) for task in benchmarks.tasks)
 
 
 def _seconds(profile: Profile, pool_size: int, parameters: float) -> float:

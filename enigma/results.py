@@ -48,6 +48,8 @@ from .runlock import LOCK, hold
 NOTEBOOK_OF = {
     "sufficiency": "01_select",
     "selection": "01_select",
+    "selection_stability": "01_select",
+    "test_retest": "01_select",
     "creation": "01_select",
     "created_principles": "01_select",
     "training": "02_train",
@@ -61,7 +63,10 @@ NOTEBOOK_OF = {
     "geometry": "04_geometry",
     "directions": "04_geometry",
     "projection": "04_geometry",
+    "setting": "05_report",
     "steadiness": "05_report",
+    "prediction_points": "05_report",
+    "prediction": "05_report",
     "claims": "05_report",
 }
 PACKAGES = (
@@ -512,9 +517,9 @@ class Results:
         }
         return atomic_write_json(self._inside(self.folder / "run.json"), record)
 
-    def read_record(self) -> dict:
-        """run.json. Raises InputError where it is missing or damaged."""
-        return _read_json(self.folder / "run.json", ("stages",))
+    def read_record(self, *keys: str) -> dict:
+        """run.json. Raises InputError where it is missing or damaged, or without one of `keys`."""
+        return _read_json(self.folder / "run.json", ("stages", *keys))
 
     def catalogue(self) -> list[Item]:
         """Every figure and table by notebook, figures first. A figure belongs to the last notebook that it needs."""
@@ -593,11 +598,12 @@ class Results:
             "commit": self.commit,
             "versions": versions(),
             "seeds": _seeds(self.profile),
-            "inputs": {name: self._input_hash(name) for name in inputs},
+            "inputs": {name: self.input_hash(name) for name in inputs},
         }
         atomic_write_json(path.with_suffix(".json"), sidecar)
 
-    def _input_hash(self, name: str) -> str | None:
+    def input_hash(self, name: str) -> str | None:
+        """sha256 of the table or YAML file `name`; None where there is none."""
         for suffix in (".csv", ".yaml"):
             path = self._path(self.tables, name, suffix)
             if path.is_file():

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import logsumexp
 
-from enigma import prompts
+from enigma import prompts, stability
 from enigma.errors import InputError
 from enigma.generation import prompt_cache
 from enigma.infonce import infonce_terms, pointwise_mutual_information
@@ -230,8 +232,11 @@ def estimate(
 
 
 def summary(values: Values, limit: float, boot: dict) -> dict:
-    """Means and intervals over questions; `limit` is log K in nats."""
-    row, column = mean_interval(values.row, **boot), mean_interval(values.column, **boot)
+    """Means and intervals over questions; `limit` is log K in nats.
+
+    The posterior is exact, so the row bound's true mean is the information itself and lies in [0, log K].
+    """
+    row, column = mean_interval(values.row, support=(0.0, limit), **boot), mean_interval(values.column, **boot)
     return {
         "questions": len(values.row),
         "row_bound": row.value,
@@ -283,12 +288,46 @@ class Pool:
         keep = [j for j in range(len(self.blocks[0].texts)) if j % n in members]
         return bound_values(*self.matrices(span, 0), keep=keep)
 
+    def row_values(self, sets: np.ndarray, span: str) -> np.ndarray:
+        """`set_values(...).row` of many sets at once: (sets, size) indices -> (sets, questions) row bounds in nats."""
+        n = len(self.principles)
+        if len(self.blocks) > 1:
+            own = np.stack([bound_values(*self.matrices(span, b)).row for b in range(n)])
+            return own[sets].mean(1)
+        texts = len(self.blocks[0].texts)
+        columns = np.concatenate([sets + n * j for j in range(texts // n)], axis=1)
+        member = np.zeros((len(sets), texts), dtype=bool)
+        np.put_along_axis(member, columns, True, axis=1)
+        values = np.empty((len(sets), len(self.questions)))
+        for q, (scores, source) in enumerate(zip(*self.matrices(span, 0), strict=True)):
+            scores, own = np.asarray(scores), np.asarray(scores)[np.arange(len(source)), source]
+            # A slice of the sets at a time: all of a large pool's would fill the memory.
+            for some in np.array_split(np.arange(len(sets)), math.ceil(len(sets) / 500)):
+                rows = own[:, None] - logsumexp(scores[:, columns[some]], axis=-1)
+                mine = member[some][:, source].T
+                values[some, q] = math.log(columns.shape[1]) + (rows * mine).sum(0) / mine.sum(0)
+        return values
 
-def select(pool: Pool, size: int, span: str = "reasoning", exhaustive_limit: int = 5000) -> dict[str, tuple[int, ...]]:
-    """The disjoint sets of `size` principles with the highest and the lowest SI.
 
-    Every set is tried while there are at most `exhaustive_limit` of them; beyond that the search is greedy. Returns
-    indices into the pool under `high` and `low`. Source: METHOD.md section 6 (our choice).
+def candidate_sets(n: int, size: int, limit: int = 5000, seed: int = 0) -> np.ndarray:
+    """Sets of `size` out of n principles, (sets, size): all while there are at most `limit`, else as many drawn by `seed`."""
+    if math.comb(n, size) <= limit:
+        return np.array(list(itertools.combinations(range(n), size)))
+    generator = np.random.default_rng(seed)
+    drawn = {tuple(sorted(generator.choice(n, size, replace=False).tolist())) for _ in range(limit)}
+    return np.array(sorted(drawn))
+
+
+def select(
+    pool: Pool, size: int, span: str = "reasoning", exhaustive_limit: int = 5000, sets: Sequence[str] = ("high", "low"),
+    seed: int = 0,
+) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """The sets of `size` principles that `sets` names, as indices into the pool.
+
+    `high` and `low` are disjoint and have the highest and the lowest SI: every set is tried while there are at most
+    `exhaustive_limit` of them; beyond that the search is greedy. Another name is a number q between 0 and 1: the set
+    whose SI is at that quantile of all sets (of a sample by `seed`, beyond the limit). Source: METHOD.md section 6 (our
+    choice).
 
     Raises:
         InputError: a pool that is smaller than two disjoint sets.
@@ -297,24 +336,34 @@ def select(pool: Pool, size: int, span: str = "reasoning", exhaustive_limit: int
     if n < 2 * size:
         raise InputError(f"principles.set_size: found {size}, expected at most {n // 2}, half of the pool of {n}")
 
-    def value(members) -> float:
-        return float(pool.set_values(tuple(sorted(members)), span).row.mean())
+    def value(members: np.ndarray) -> np.ndarray:
+        return pool.row_values(members, span).mean(1)
 
-    search = _exhaustive if math.comb(n, size) <= exhaustive_limit else _greedy
-    high = search(range(n), size, value, max)
-    return {"high": high, "low": search([i for i in range(n) if i not in high], size, value, min)}
+    candidates = candidate_sets(n, size, exhaustive_limit, seed)
+    values = value(candidates)
+    if math.comb(n, size) <= exhaustive_limit:
+        high = candidates[values.argmax()]
+        apart = ~np.isin(candidates, high).any(1)
+        low = candidates[apart][values[apart].argmin()]
+    else:
+        high = _greedy(range(n), size, value)
+        low = _greedy([i for i in range(n) if i not in high], size, lambda members: -value(members))
+    order = values.argsort(kind="stable")
+    chosen = {"high": high, "low": low}
+    for name in sets:
+        if name not in chosen:
+            chosen[name] = candidates[order[round(float(name) * (len(order) - 1))]]
+    return {name: tuple(chosen[name].tolist()) for name in sets}
 
 
-def _exhaustive(candidates, size: int, value, best) -> tuple[int, ...]:
-    return best(itertools.combinations(candidates, size), key=value)
-
-
-def _greedy(candidates, size: int, value, best) -> tuple[int, ...]:
+def _greedy(among: Iterable[int], size: int, value: Callable) -> np.ndarray:
     """Start from the best pair, then add the best principle until the set is full."""
-    chosen = best(itertools.combinations(candidates, 2), key=value)
+    options = np.array(list(itertools.combinations(among, 2)))
+    chosen = options[value(options).argmax()]
     while len(chosen) < size:
-        chosen = best(((*chosen, i) for i in candidates if i not in chosen), key=value)
-    return tuple(sorted(chosen))
+        options = np.array([sorted({*chosen.tolist(), i}) for i in among if i not in chosen])
+        chosen = options[value(options).argmax()]
+    return chosen
 
 
 def measure(model, tokenizer, principles: list[Principle], questions: list[str], *, spec, placement, demonstration,
@@ -377,13 +426,34 @@ def sufficiency_table(pool: Pool, sets: dict[str, tuple[int, ...]], boot: dict) 
 
 @one_writer
 def run(profile, results) -> dict[str, pd.DataFrame]:
-    """Stage 1: measure the pool on the untrained model, choose the sets, write `sufficiency` and `selection`."""
+    """Stage 1: measure the pool on the untrained model, choose the sets.
+
+    Writes `sufficiency`, `selection`, `selection_stability` and `test_retest`, and returns the tables.
+    """
     pool = measure_pool(profile, load_pool(profile.principles.pool), results.runs / "select")
-    sets = select(pool, profile.principles.set_size)
-    table = sufficiency_table(pool, sets, dict(resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap))
-    results.write_table("sufficiency", table, CAPTION)
-    results.write_yaml("selection", _selection(table, sets, pool.principles), "The sets that stage 2 trains on.")
-    return {"sufficiency": table}
+    boot = dict(resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap)
+    sets = select(pool, profile.principles.set_size, sets=profile.sets(), seed=boot["seed"])
+    tables = {"sufficiency": sufficiency_table(pool, sets, boot), **stability_tables(pool, sets, boot)}
+    captions = {"sufficiency": CAPTION, **stability.CAPTIONS}
+    for name, table in tables.items():
+        results.write_table(name, table, captions[name])
+    selection = _selection(tables["sufficiency"], sets, pool.principles)
+    results.write_yaml("selection", selection, "The sets that stage 2 trains on.")
+    return tables
+
+
+def stability_tables(pool: Pool, sets: dict[str, tuple[int, ...]], boot: dict) -> dict[str, pd.DataFrame]:
+    """How the selection and the ranking would change with other questions, from the pool's own matrices."""
+    n, size = len(pool.principles), len(sets["high"])
+    candidates = candidate_sets(n, size, seed=boot["seed"])
+    limit = pool.limit(tuple(range(n)))
+    si = {span: np.stack([pool.principle_values(i, span).row / limit for i in range(n)]) for span in SPANS}
+    names = [p.name for p in pool.principles]
+    values = pool.row_values(candidates, "reasoning")
+    return {
+        "selection_stability": stability.selection_table(names, sets, values, candidates, si["reasoning"], **boot),
+        "test_retest": stability.retest_table(si, **boot),
+    }
 
 
 def rank(profile, pool_file: str, folder: Path) -> pd.DataFrame:

@@ -50,10 +50,14 @@ def test_no_other_built_in_profile():
 
 def test_arms_as_the_method_defines_them():
     cpu, gpu = load_profile("cpu"), load_profile("gpu")
-    assert list(cpu.arms) == ["grpo", "enigma_high", "enigma_low"]
-    assert list(gpu.arms) == ["grpo", "grpo_sami", "grpo_ot", "enigma_high", "enigma_low"]
+    assert list(cpu.arms) == ["grpo", "enigma_high", "enigma_middle", "enigma_low"]
+    five = ["grpo", "grpo_sami", "grpo_ot", "enigma_high", "enigma_low"]
+    between = ["enigma_q80", "enigma_q60", "enigma_q40", "enigma_q20"]
+    assert list(gpu.arms) == [*five[:4], *between, "enigma_low", "grpo_semantic", "grpo_following"]
+    assert [gpu.arms[arm].reward for arm in gpu.arms] == ["format"] * 9 + ["semantic", "following"]
+    assert cpu.sets() == ["high", "low", "0.5"] and gpu.sets() == ["high", "low", "0.8", "0.6", "0.4", "0.2"]
     assert (cpu.arms["grpo"].set, cpu.arms["grpo"].lambda_sami, cpu.arms["grpo"].lambda_ot) == ("high", 0, 0)
-    assert load_profile("paper").arms == gpu.arms
+    assert load_profile("paper").arms == {arm: gpu.arms[arm] for arm in five}
     assert gpu.runs()[:4] == [("grpo", 0), ("grpo", 1), ("grpo", 2), ("grpo_sami", 0)]
     assert run_name("grpo", 0) == "grpo-s0"
 
@@ -111,7 +115,12 @@ WRONG = [
     ("arms", [], "a valid dictionary"),
     ("arms.Base!", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "[a-z0-9_]"),
     ("arms.base", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "another name"),
-    ("arms.grpo.set", "middle", "'high' or 'low'"),
+    ("arms.grpo.set", "middle", "'high' or 'low', or a number between 0 and 1"),
+    ("arms.grpo.set", 1.0, "a number between 0 and 1"),
+    ("arms.grpo.set", 0.0, "a number between 0 and 1"),
+    ("arms.grpo.set", "0.5", "a number between 0 and 1"),
+    ("arms.grpo.set", True, "a number between 0 and 1"),
+    ("arms.grpo.set", ["high"], "a number between 0 and 1"),
     ("arms.grpo.lambda_sami", -1.0, "greater than or equal to 0"),
     ("arms.grpo.lambda_smai", 0.1, "did you mean lambda_sami?"),
     ("benchmarks.tasks", [], "at least 1 item"),
@@ -251,12 +260,12 @@ def test_a_loaded_profile_does_not_change():
 
 def test_sizes_by_hand():
     size = sizes(load_profile("cpu"), pool_size=16)
-    assert (size.runs, size.total_steps) == (3, 3 * 15)
+    assert (size.runs, size.total_steps) == (4, 4 * 15)
     assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
-    assert size.total_tokens == 3 * 15 * 16 * 48
+    assert size.total_tokens == 4 * 15 * 16 * 48
     assert size.selection_completions == 16 * 24
     gpu = sizes(load_profile("gpu"), pool_size=16)
-    assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (15, 64 * 128, 15 * 150)
+    assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (33, 64 * 128, 33 * 150)
     assert sizes(load_profile("smoke"), 16).minutes < size.minutes < gpu.minutes
 
 

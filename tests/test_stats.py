@@ -23,6 +23,19 @@ def test_coverage(n, shape):
     assert 0.92 <= inside / 500 <= 0.98
 
 
+def test_the_ends_are_cut_to_what_the_mean_can_be_and_hold_the_estimate():
+    """Five questions at the ceiling and one below: uncut, the lower end runs away."""
+    values = [1.385, 1.3852, 1.3855, 1.3856, 1.386, 1.2]
+    free = mean_interval(values)
+    cut = mean_interval(values, support=(0.0, np.log(4)))
+    assert free.low < 0 and (cut.low, cut.value) == (0.0, free.value)
+    assert cut.high == min(free.high, np.log(4))
+    assert mean_interval([1.0, 2.0, 1.5, 1.2], support=(0.0, 9.0)) == mean_interval([1.0, 2.0, 1.5, 1.2])
+    below = mean_interval([-0.2, -0.1, -0.3, -0.25], support=(0.0, 1.0))
+    # What lies wholly outside is still seen to: a bound significantly below zero is a fault of the scoring.
+    assert below.low == below.value and below.high < 0
+
+
 def test_degenerate_samples():
     assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
     assert np.isnan(mean_interval([1.0]).low)

@@ -74,7 +74,7 @@ def test_bad_matrices_are_refused():
         sufficiency.estimate(scores, source, [p.name for p in PRINCIPLES])
 
 
-@pytest.mark.parametrize("limit", [5000, 0])
+@pytest.mark.parametrize("limit", [5000, 1])
 def test_selection_finds_the_strong_and_the_weak(limit):
     pool = pool_of(*matrices(n_per=4, questions=12))
     sets = sufficiency.select(pool, 2, exhaustive_limit=limit)
@@ -82,6 +82,30 @@ def test_selection_finds_the_strong_and_the_weak(limit):
     assert not set(sets["high"]) & set(sets["low"])
     values = {m: pool.set_values(m, "reasoning").row.mean() for m in itertools.combinations(range(6), 2)}
     assert values[tuple(sorted(sets["high"]))] == max(values.values())
+
+
+def test_a_quantile_names_the_set_at_its_rank():
+    pool = pool_of(*matrices(n_per=2, questions=5))
+    sets = sufficiency.select(pool, 3, sets=("high", "0.5", "0.05", "low"))
+    assert list(sets) == ["high", "0.5", "0.05", "low"]
+    ranked = sorted(itertools.combinations(range(6), 3), key=lambda m: pool.set_values(m, "reasoning").row.mean())
+    assert sets["0.5"] == ranked[round(0.5 * 19)] and sets["0.05"] == ranked[1] and sets["high"] == ranked[-1]
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_all_sets_at_once_are_each_set_alone(size):
+    pool = pool_of(*matrices(n_per=3, questions=4))
+    sets = sufficiency.candidate_sets(6, size)
+    expected = [pool.set_values(tuple(members.tolist()), "reasoning").row for members in sets]
+    np.testing.assert_allclose(pool.row_values(sets, "reasoning"), expected, atol=1e-12)
+    assert len(sets) == math.comb(6, size)
+
+
+def test_a_large_pool_offers_a_sample_of_its_sets():
+    sets = sufficiency.candidate_sets(40, 5, limit=300, seed=1)
+    assert 290 <= len(sets) <= 300 and len({tuple(m) for m in sets.tolist()}) == len(sets)
+    assert all(len(set(m)) == 5 for m in sets.tolist())
+    assert np.bincount(sets.ravel(), minlength=40).min() > 10
 
 
 def test_a_small_pool_is_refused():
@@ -131,6 +155,11 @@ def test_measured_pool_gives_a_table(measured, contrast):
     assert (table.si <= 1).all()
     k = {"others": 3, "antithesis": 2, "both": 6}[contrast]
     assert (table[table.level == "principle"].k == k).all()
+    # No true SI lies outside [0, 1], so no interval does, except to hold an estimate below zero.
+    assert (table.si_high <= 1).all() and (table.si_low >= np.minimum(table.si, 0) - 1e-12).all()
+    sets = sufficiency.candidate_sets(3, 2)
+    expected = [pool.set_values(tuple(members.tolist()), "reasoning").row for members in sets]
+    np.testing.assert_allclose(pool.row_values(sets, "reasoning"), expected, atol=1e-6)
 
 
 def test_measuring_resumes_and_repeats(measured, tmp_path):
