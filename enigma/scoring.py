@@ -4,8 +4,8 @@ A row holds one prompt and all the completions that are scored under it:
 
     [ prompt without its last token | last y_1 | last y_2 | ... ]
 
-Each segment repeats the prompt's last token, whose output predicts the segment's first token. A 4-D mask lets a
-segment see the prompt and itself alone, and positions restart in each segment, so every value and gradient equals
+Each segment repeats the prompt's last token, whose output predicts the segment's first token. A segment sees the prompt
+and itself alone (`enigma.attention`), and positions restart in each segment, so every value and gradient equals
 that of a dense forward of prompt + completion. K prompts and N completions of T tokens cost K(P + N(T + 1)) tokens
 instead of K N (P + T). This is the one implementation behind the SAMI term, stage 1 and the metrics.
 """
@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
+from enigma.attention import Packing, install
+from enigma.head import forward_logps
 from enigma.rewards import reasoning_span
-
-HEAD_POSITIONS = 64
 
 
 @dataclass
@@ -67,15 +66,22 @@ def completion_logprobs(
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt is empty: its last token predicts the completion's first")
     layout = _pack(prompts, completions, groups)
-    outputs = model(
+    install(model)
+    outputs, logps, entropies = forward_logps(
+        model,
+        layout.labels,
+        entropy,
         input_ids=layout.input_ids,
-        attention_mask=_attention_mask(model, layout),
+        # Of no use but to keep the model from making a mask of its own over whole rows.
+        attention_mask=layout.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
         position_ids=layout.position_ids,
         logits_to_keep=layout.input_ids.shape[1] - layout.start,
         output_hidden_states=bool(layers),
         use_cache=False,
+        packing=layout.packing,
     )
-    logps, entropies = _head(outputs.logits, layout.labels, entropy)
+    if not layout.packing.used:
+        raise ValueError(f"{type(model).__name__}: its attention is not one of transformers' interface")
     hidden = None
     if layers:
         states = torch.stack([outputs.hidden_states[i][:, layout.start :] for i in layers], dim=2)
@@ -92,7 +98,7 @@ def completion_logprobs(
 class _Layout:
     input_ids: Tensor  # (R, L)
     position_ids: Tensor  # (R, L)
-    segment: Tensor  # (R, L): 0 prompt, 1..M completions, -1 padding
+    packing: Packing
     labels: Tensor  # (R, L - start): the token that each kept position predicts, 0 where none
     start: int  # column of the first segment, the same in every row since prompts are padded on the left
     index: Tensor  # (R, M, T): column, counted from `start`, that predicts token t of slot m
@@ -104,91 +110,41 @@ def _pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[in
     start = max(len(prompt) for prompt in prompts) - 1
     slots = max(len(group) for group in groups)
     longest = max((len(completion) for completion in completions), default=0)
-    index = torch.zeros(len(prompts), slots, longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), slots, longest, dtype=torch.bool)
-    rows = {"ids": [], "positions": [], "segment": [], "labels": []}
+    # A segment is the prompt's last token and a completion.
+    columns = torch.zeros(len(prompts), slots, longest + 1, dtype=torch.long)
+    lengths = torch.zeros(len(prompts), slots, dtype=torch.long)
+    known = torch.zeros(len(prompts), start, dtype=torch.bool)
+    rows = {"ids": [], "positions": [], "labels": []}
     for r, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
         p = len(prompt)
         pad = start - (p - 1)
+        known[r, pad:] = True
         ids = [prompt.new_zeros(pad), prompt[:-1]]
         positions = [torch.zeros(pad, dtype=torch.long), torch.arange(p - 1)]
-        segment = [torch.full((pad,), -1), torch.zeros(p - 1, dtype=torch.long)]
-        labels, column = [], 0
+        labels, column = [], start
         for m, i in enumerate(group):
             t = len(completions[i])
             ids += [prompt[-1:], completions[i]]
             labels += [completions[i], prompt.new_zeros(1)]
             positions.append(torch.arange(p - 1, p + t))
-            segment.append(torch.full((t + 1,), m + 1))
-            index[r, m, :t] = torch.arange(column, column + t)
-            mask[r, m, :t] = True
+            columns[r, m, : t + 1] = torch.arange(column, column + t + 1)
+            lengths[r, m] = t + 1
             column += t + 1
         rows["ids"].append(torch.cat(ids))
         rows["labels"].append(torch.cat(labels) if labels else prompt.new_zeros(0))
         rows["positions"].append(torch.cat(positions))
-        rows["segment"].append(torch.cat(segment))
+    position_ids = pad_sequence(rows["positions"], batch_first=True).to(device)
+    valid = (torch.arange(longest + 1) < lengths[..., None]).to(device)
+    columns = columns.to(device)
     return _Layout(
         input_ids=pad_sequence(rows["ids"], batch_first=True),
-        position_ids=pad_sequence(rows["positions"], batch_first=True).to(device),
-        segment=pad_sequence(rows["segment"], batch_first=True, padding_value=-1).to(device),
+        position_ids=position_ids,
+        packing=Packing(known.to(device), position_ids, columns, valid),
         labels=pad_sequence(rows["labels"], batch_first=True),
         start=start,
-        index=index.to(device),
-        mask=mask.to(device),
+        index=(columns[..., :-1] - start).clamp(min=0),
+        mask=valid[..., 1:],
     )
-
-
-def _attention_mask(model, layout: _Layout):
-    """Boolean (R, 1, L, L), or one such mask for each kind of layer where the architecture mixes them."""
-    segment, position = layout.segment, layout.position_ids
-    length = segment.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
-    same = segment[:, :, None] == segment[:, None, :]
-    prompt = (segment == 0)[:, None, :]
-    allowed = causal & (same | prompt) & (segment >= 0)[:, None, :]
-    # A padded position sees itself: a row without any key would be NaN in some kernels.
-    allowed = (allowed | torch.eye(length, dtype=torch.bool, device=segment.device))[:, None]
-    config = _unwrap(model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if not window or (kinds and "sliding_attention" not in kinds):
-        return allowed
-    near = (position[:, :, None] - position[:, None, :] < window)[:, None]
-    if "full_attention" not in kinds and not kinds:
-        return allowed & near
-    return {"full_attention": allowed, "sliding_attention": allowed & near}
-
-
-def _unwrap(model):
-    """The model itself inside a distributed wrapper."""
-    return model.module if hasattr(model, "module") and not hasattr(model, "config") else model
-
-
-def _head(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (R, S) in float32 (float64 where the model is), a few positions at a time.
-
-    The float32 copy of the logits would be the largest tensor of a step. A piece of it is small enough to stay in
-    memory that the allocator hands out again, and is made once more in the backward pass instead of being kept.
-    """
-    flat, keys = logits.flatten(0, 1), labels.flatten()
-    pieces = [
-        checkpoint(_token_logps, some, label, entropy, use_reentrant=False)
-        if torch.is_grad_enabled() and logits.requires_grad
-        else _token_logps(some, label, entropy)
-        for some, label in zip(flat.split(HEAD_POSITIONS), keys.split(HEAD_POSITIONS), strict=True)
-    ]
-    logps = torch.cat([piece[0] for piece in pieces]).view_as(labels)
-    return logps, torch.cat([piece[1] for piece in pieces]).view_as(labels) if entropy else None
-
-
-def _token_logps(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    logps = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
-    chosen = logps.gather(-1, labels[:, None])[:, 0]
-    if not entropy:
-        return chosen, None
-    # Only logged, so it needs no gradient.
-    with torch.no_grad():
-        return chosen, -(logps.exp() * logps).sum(-1)
 
 
 def _gather(values: Tensor, index: Tensor, mask: Tensor) -> Tensor:

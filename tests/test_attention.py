@@ -1,0 +1,95 @@
+"""Attention over packed rows, and the head that makes no logits: the gradient and the ways around them."""
+
+import pytest
+import torch
+from test_scoring import SIZES, build, dense, ragged, relative
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+
+from enigma import attention, head
+from enigma.attention import NAME, Packing, _Join, _Split
+from enigma.scoring import _pack, completion_logprobs
+
+
+def packing() -> Packing:
+    return _pack(*ragged(), [[0, 3], [2], [1, 4, 0]]).packing
+
+
+def test_split_and_join_are_inverse_and_their_gradients_exact():
+    made = packing()
+    rows, length = len(made.prompt), made.length
+    x = torch.randn(rows, length, 2, 3, dtype=torch.float64, requires_grad=True)
+    real = torch.zeros(rows, length, dtype=torch.bool)
+    real[:, : made.start] = True
+    real.view(-1)[made.columns] = True
+    joined = _Join.apply(*_Split.apply(x, made), made)
+    torch.testing.assert_close(joined, x * real[:, :, None, None], rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda t: _Split.apply(t, made), (x,))
+    parts = [part.detach().clone().requires_grad_() for part in _Split.apply(x, made)]
+    assert torch.autograd.gradcheck(lambda a, b: _Join.apply(a, b, made), parts)
+
+
+def test_outside_packed_rows_the_model_is_what_it_was():
+    model = build("gemma3").eval()
+    ids = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits
+    drawn = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+    completion_logprobs(model, *ragged())
+    assert model.config._attn_implementation == NAME
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+    assert torch.equal(model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False), drawn)
+
+
+def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setattr(attention, "install", lambda model: None)
+    monkeypatch.setattr("enigma.scoring.install", lambda model: None)
+    with pytest.raises(ValueError, match="attention is not one of transformers' interface"):
+        completion_logprobs(build("llama"), *ragged())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_head_s_gradient_is_autograd_s(dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(600, 16, generator=generator, dtype=dtype, requires_grad=True)  # more than one piece
+    weight = torch.randn(50, 16, generator=generator, dtype=dtype)
+    labels = torch.randint(50, (600,), generator=generator)
+    upstream = torch.randn(600, generator=generator, dtype=dtype)
+    logps, entropies = head._ChosenLogps.apply(hidden, weight, labels)
+    plain = torch.distributions.Categorical(logits=hidden @ weight.T)
+    torch.testing.assert_close(logps, plain.log_prob(labels))
+    torch.testing.assert_close(entropies, plain.entropy())
+    ours = torch.autograd.grad((logps * upstream).sum(), hidden)
+    theirs = torch.autograd.grad((plain.log_prob(labels) * upstream).sum(), hidden)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_with_a_frozen_head_no_logits_are_kept():
+    model = build("llama")
+    model.get_output_embeddings().weight.requires_grad_(False)
+    ids = torch.randint(3, 97, (2, 9))
+    outputs, logps, _ = head.forward_logps(model, ids, False, input_ids=ids)
+    assert outputs.logits is logps and logps.shape == ids.shape
+    assert model(input_ids=ids).logits.shape == (2, 9, 97), "afterwards the head is itself again"
+
+
+def test_logits_that_are_changed_afterwards_go_the_ordinary_way():
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5)
+    model = Gemma3ForCausalLM(config).float().requires_grad_(False)
+    prompts, completions = ragged()
+    for _ in range(2):  # the second time it is known
+        ours = completion_logprobs(model, prompts, completions).logps.sum(-1)
+        theirs = torch.stack([torch.stack([dense(model, p, c).sum() for c in completions]) for p in prompts])
+        assert relative(ours, theirs) < 1e-5
+
+
+def test_capped_attention_scores_are_refused():
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8)
+    with pytest.raises(ValueError, match="caps attention scores"):
+        completion_logprobs(Gemma2ForCausalLM(config), *ragged())
+
+
+def test_a_head_with_a_bias_is_not_replaced():
+    assert not head._is_plain(nn.Linear(4, 5).requires_grad_(False))
