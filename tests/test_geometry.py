@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
+import scipy.spatial
 import torch
 import yaml
 from scipy import stats
@@ -30,9 +32,10 @@ from enigma.geometry import (
     permutation_p,
     principal_angles,
     probe_hits,
-    random_subspace_null,
+    random_subsets,
     shared_prefix,
     span_basis,
+    subset_shares,
     variance_ratio,
 )
 from enigma.profile import BUILTIN, load_profile
@@ -58,6 +61,23 @@ def test_fisher_rao_of_coins():
         expected = 2 * abs(math.acos(math.sqrt(p)) - math.acos(math.sqrt(q)))
         logits = [torch.tensor([r, 1 - r], dtype=torch.float64).log() for r in (p, q)]
         assert fisher_rao(*logits).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_fisher_rao_of_binned_gaussians():
+    # sum sqrt(p q) of two normal densities is known in closed form.
+    grid = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+    for shift, scale in ((1.0, 1.0), (0.0, 2.5), (3.0, 0.5)):
+        affinity = math.sqrt(2 * scale / (1 + scale**2)) * math.exp(-(shift**2) / (4 * (1 + scale**2)))
+        found = fisher_rao(-(grid**2) / 2, -(((grid - shift) / scale) ** 2) / 2)
+        assert found.item() == pytest.approx(2 * math.acos(affinity), rel=1e-9)
+
+
+def test_fisher_rao_is_twice_a_known_angle(rng):
+    # Roots of distributions, turned by a known angle in the plane of two with disjoint support.
+    one, other = (torch.from_numpy(np.where(np.arange(1000) % 2 == half, rng.random(1000), 0)) for half in (0, 1))
+    one, other = one / one.norm(), other / other.norm()
+    turned = [(math.cos(angle) * one + math.sin(angle) * other).square().log() for angle in (0.2, 0.9)]
+    assert fisher_rao(*turned).item() == pytest.approx(2 * 0.7)
 
 
 def test_fisher_rao_reaches_pi_and_zero():
@@ -110,6 +130,20 @@ def test_unbiased_hsic_equals_its_definition_over_quadruples(rng):
     assert geometry._unbiased_hsic(k, m) == pytest.approx(expected)
 
 
+def test_debiased_cka_equals_the_cosine_of_u_centred_distances(rng):
+    """Independently: distance correlation's U-centring (Szekely and Rizzo 2014) on squared distances."""
+
+    def u_centred(x):
+        d, n = scipy.spatial.distance.cdist(x, x, "sqeuclidean"), len(x)
+        a = d - d.sum(0) / (n - 2) - d.sum(1)[:, None] / (n - 2) + d.sum() / ((n - 1) * (n - 2))
+        return a[~np.eye(n, dtype=bool)]
+
+    x = rng.standard_normal((15, 4))
+    y = x @ rng.standard_normal((4, 7)) + rng.standard_normal((15, 7)) + 20
+    a, b = u_centred(x), u_centred(y)
+    assert linear_cka_debiased(x, y) == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
 @pytest.mark.parametrize("measure", [effective_rank, participation_ratio])
 def test_ranks_of_a_known_spectrum(measure, rng):
     # Orthogonal columns of equal length: every eigenvalue is the same.
@@ -119,6 +153,13 @@ def test_ranks_of_a_known_spectrum(measure, rng):
     assert measure(basis[:, :1]) == pytest.approx(1)
     wide = basis[:, :5] @ np.linalg.qr(rng.standard_normal((200, 5)))[0].T
     assert measure(wide + 100) == pytest.approx(5)
+
+
+def test_participation_ratio_is_that_of_scikit_dimension(rng):
+    import skdim
+
+    x = rng.standard_normal((50, 12)) * np.linspace(1, 5, 12) + 7
+    assert participation_ratio(x) == pytest.approx(skdim.id.lPCA(ver="participation_ratio").fit(x).dimension_)
 
 
 def test_ranks_of_two_eigenvalues(rng):
@@ -164,6 +205,9 @@ def test_variance_ratio(rng):
     labels = np.repeat([0, 1], 4000)
     assert variance_ratio(x, labels) == pytest.approx(4 / 2, rel=0.05)
     assert variance_ratio(x, rng.permutation(labels)) < 0.01
+    # By hand: class means 1 and 5 about 3, each row 1 away from its own.
+    assert variance_ratio([[0.0], [2.0], [4.0], [6.0]], [0, 0, 1, 1]) == pytest.approx(16 / 4)
+    assert math.isnan(variance_ratio([[0.0], [2.0]], [0, 1]))
 
 
 def test_probe_tells_apart_what_can_be_told_and_nothing_else(rng):
@@ -182,10 +226,17 @@ def test_probe_does_not_see_the_group_it_is_asked_about(rng):
     assert probe_hits(x, labels, groups).mean() < 0.55
 
 
-def test_sinkhorn_of_gaussian_clouds_nears_the_wasserstein_distance(rng):
-    x = torch.from_numpy(rng.standard_normal((400, 2)))
-    y = torch.from_numpy(rng.standard_normal((400, 2)) * [2, 1] + [3, 0])
-    assert sinkhorn_divergence(y, x, 0.05, scale=1.0).item() == pytest.approx(10, rel=0.15)
+def test_sinkhorn_of_gaussians_nears_the_bures_wasserstein_distance(rng):
+    """y = A x + b with A positive definite is the optimal map, so that clouds reach the Gaussians' closed form exactly."""
+    from ot.gaussian import bures_wasserstein_distance
+
+    x = rng.standard_normal((150, 2)) @ [[1.0, 0.4], [0.0, 0.6]]
+    y = x @ [[1.5, 0.5], [0.5, 0.8]] + [2.0, -1.0]
+    moments = x.mean(0), y.mean(0), np.cov(x.T, bias=True), np.cov(y.T, bias=True)
+    expected = bures_wasserstein_distance(*moments) ** 2
+    assert ((y - x) ** 2).sum(1).mean() == pytest.approx(expected)
+    points = torch.from_numpy(x), torch.from_numpy(y)
+    assert sinkhorn_divergence(*points, 0.05, scale=1.0).item() == pytest.approx(expected, rel=1e-3)
 
 
 # ---- displacement and directions -----------------------------------------------------------------------------------
@@ -212,40 +263,59 @@ def test_span_basis_drops_dependent_directions(rng):
     assert ((directions @ span_basis(directions)).sum(0) > 0).all()
 
 
-def test_isotropic_null_has_the_mean_of_its_dimension(rng):
-    null = random_subspace_null(rng.standard_normal((5, 40)), 4, 600, 0)
-    assert null.shape == (600,)
-    assert null.mean() == pytest.approx(0.1, abs=0.005)
+def test_shares_of_subsets_are_those_of_an_explicit_projection(rng):
+    directions, displacement = rng.standard_normal((6, 20)), rng.standard_normal((9, 20))
+    directions[5] = 2 * directions[0] - directions[1]  # dependent within some subsets
+    subsets = np.array(list(combinations(range(6), 3)))
+    bases = [scipy.linalg.orth(directions[subset].T) for subset in subsets]
+    expected = [((displacement @ basis) ** 2).sum() / (displacement**2).sum() for basis in bases]
+    assert subset_shares(displacement, directions, subsets) == pytest.approx(np.array(expected))
+    assert displacement_share(displacement, directions[subsets[3]]) == pytest.approx(expected[3])
 
 
-def test_covariance_null_is_the_harder_one(rng):
-    spread = np.ones(40)
-    spread[:2] = 10
-    states, displacement = rng.standard_normal((100, 40)) * spread, rng.standard_normal((5, 40)) * spread
-    isotropic = random_subspace_null(displacement, 2, 300, 0)
-    harder = random_subspace_null(displacement, 2, 300, 0, states + 50)
-    assert harder.mean() > 5 * isotropic.mean()
-    assert np.array_equal(harder, random_subspace_null(displacement, 2, 300, 0, states + 50))
+def test_share_of_a_random_subspace_is_its_dimension_over_the_width(rng):
+    null = subset_shares(rng.standard_normal((5, 40)), rng.standard_normal((400, 40)), random_subsets(400, 4, 600, 0))
+    assert null.mean() == pytest.approx(4 / 40, abs=0.005)
+
+
+def test_random_subsets_are_subsets_and_equally_likely():
+    drawn = random_subsets(5, 2, 5000, 0)
+    assert drawn.shape == (5000, 2) and (drawn[:, 0] != drawn[:, 1]).all()
+    _, counts = np.unique(np.sort(drawn, 1), axis=0, return_counts=True)
+    assert len(counts) == 10
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+def world(rng, planted=0.0):
+    """A displacement of prompts and the directions of 16 principles, all dominated by the same few axes.
+
+    So it is in a language model: changes of weights and of prompts share directions. `planted` moves every prompt along
+    the first four principles.
+    """
+    spread = np.concatenate([[20.0, 8.0, 4.0], np.ones(57)])
+    directions = rng.standard_normal((16, 60)) * spread + 2 * spread
+    displacement = rng.standard_normal((12, 60)) * spread + spread
+    return displacement + planted * rng.standard_normal((12, 4)) @ directions[:4], directions
 
 
 def test_permutation_p_value_is_uniform_where_nothing_is_to_be_found():
-    rng, spread = np.random.default_rng(1), np.linspace(5, 0.1, 30)
     p_values = []
-    for seed in range(200):
-        states = rng.standard_normal((200, 30)) * spread
-        displacement, directions = rng.standard_normal((6, 30)) * spread, rng.standard_normal((3, 30)) * spread
-        null = random_subspace_null(displacement, 3, 199, seed, states)
-        p_values.append(permutation_p(displacement_share(displacement, directions), null))
+    for seed in range(400):
+        displacement, directions = world(np.random.default_rng(seed))
+        null = subset_shares(displacement, directions, random_subsets(16, 4, 199, seed))
+        p_values.append(permutation_p(displacement_share(displacement, directions[:4]), null))
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert 0.02 < np.mean(np.array(p_values) <= 0.05) < 0.09
 
 
 def test_permutation_p_value_counts_ties_and_finds_a_planted_direction(rng):
     assert permutation_p(2.0, [1.0, 2.0, 3.0]) == 0.75
+    assert permutation_p(2.0 + 1e-12, [1.0, 2.0, 3.0]) == 0.75
     assert permutation_p(9.0, np.zeros(99)) == 0.01
-    states, directions = rng.standard_normal((100, 30)), rng.standard_normal((2, 30))
-    displacement = rng.standard_normal((8, 2)) @ directions + 0.3 * rng.standard_normal((8, 30))
-    null = random_subspace_null(displacement, 2, 199, 0, states)
-    assert permutation_p(displacement_share(displacement, directions), null) == 1 / 200
+    displacement, directions = world(rng, planted=5.0)
+    null = subset_shares(displacement, directions, random_subsets(16, 4, 999, 0))
+    # One subset in 1820 is the own.
+    assert permutation_p(displacement_share(displacement, directions[:4]), null) <= 0.003
 
 
 # ---- intervals, input ----------------------------------------------------------------------------------------------
@@ -263,6 +333,28 @@ def test_jackknife_of_a_positive_statistic_is_that_of_its_logarithm(rng):
     plain = jackknife_interval(lambda keep: values[keep].mean(), np.arange(8))
     positive = jackknife_interval(lambda keep: math.exp(values[keep].mean()), np.arange(8), positive=True)
     assert positive == pytest.approx(np.exp(plain))
+
+
+@pytest.mark.parametrize("measure", [participation_ratio, anisotropy])
+def test_jackknife_covers_the_truth_where_a_bootstrap_would_not(measure):
+    """Tokens of one prompt are alike. Repeated prompts lower a rank and raise a mean cosine; left out ones hardly do."""
+
+    def cloud(rng, prompts):
+        x = np.repeat(rng.standard_normal((prompts, 10)), 8, axis=0) + rng.standard_normal((8 * prompts, 10))
+        return (x + 0.7) / np.sqrt(np.arange(1, 11)), np.repeat(np.arange(prompts), 8)
+
+    truth, covered = measure(cloud(np.random.default_rng(0), 4000)[0]), {"jackknife": 0, "bootstrap": 0}
+    for seed in range(1, 101):
+        rng = np.random.default_rng(seed)
+        x, owner = cloud(rng, 16)
+        positive = measure is participation_ratio
+        interval = jackknife_interval(lambda keep, x=x: measure(x[keep]), owner, positive=positive)
+        prompts = x.reshape(16, 8, 10)
+        resampled = [measure(prompts[rng.integers(0, 16, 16)].reshape(-1, 10)) for _ in range(60)]
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        covered["jackknife"] += interval.low <= truth <= interval.high
+        covered["bootstrap"] += low <= truth <= high
+    assert covered["jackknife"] >= 85 and covered["bootstrap"] < covered["jackknife"]
 
 
 def test_jackknife_leaves_whole_units_out():
@@ -415,6 +507,7 @@ def test_stage_measures_what_was_planted(stage):
     moved = directions[directions.arm != "still"]
     assert moved.observed.between(0, 1).all() and moved.p_value.between(1 / 40, 1).all()
     assert (moved.isotropic == 3 / 32).all()
+    assert ((moved.observed_low < moved.observed) & (moved.observed < moved.observed_high)).all()
     assert ((moved.null_low <= moved.null_mean) & (moved.null_mean <= moved.null_high)).all()
     assert directions[directions.arm == "still"].observed.isna().all()
     points = frames["projection"]
@@ -450,14 +543,33 @@ def test_stage_resumes_by_weights_and_principles(stage):
 def test_a_direction_that_was_planted_is_found(stage):
     """Displacement set to the principles' own effect: all of its energy lies in their span."""
     profile, results, _ = stage
-    sets = geometry._principle_sets(profile, results)
-    base = geometry._Base(profile, results, {"high": sets["high"]})
-    effect = (base.told["high"] - base.clouds.means).mean(1)
-    moved = geometry.Clouds(base.clouds.means + effect[0] - 2 * effect[2], base.clouds.tokens)
-    shares, _ = geometry._direction_rows(base, moved, "high")
-    for _, observed, _, null_mean, _, _, p_value in shares:
+    base = geometry._Base(profile, results, *geometry._principles(profile, results))
+    means = base.told.mean(0)
+    untrained = geometry.Clouds(means, np.ones((2, 6, 32)))
+    effect = (base.told[base.sets["high"]] - means).mean(1)
+    moved = geometry.Clouds(means + effect[0] - 2 * effect[2], untrained.tokens)
+    shares, _ = base._direction_rows(untrained, moved, base.sets["high"])
+    for _, observed, *_, null_mean, _, _, p_value in shares:
         assert observed == pytest.approx(1, abs=1e-5)
-        assert null_mean < 0.9 and p_value == 1 / 40
+        assert null_mean < 0.9 and p_value <= 3 / 40
+
+
+def test_the_sets_are_among_the_principles_drawn_from(stage, monkeypatch):
+    profile, results, _ = stage
+    monkeypatch.setattr(geometry, "MAX_POOL", 8)
+    pool, sets = geometry._principles(profile, results)
+    assert len(pool) == len({principle.name for principle in pool}) == 8
+    selection = results.read_yaml("selection")
+    for name, members in sets.items():
+        assert [pool[i].name for i in members] == selection[name]["principles"]
+
+
+def test_many_prompts_leave_a_bounded_share_of_tokens():
+    for prompts, tokens in ((3, 64), (500, 64), (2000, 3)):
+        picked = geometry._pick_tokens([[0] * tokens] * prompts, 0)
+        assert len(picked) == prompts
+        assert sum(map(len, picked)) == min(512 // prompts * prompts or 512, prompts * tokens)
+        assert all(len(set(p)) == len(p) and (p < tokens).all() for p in picked)
 
 
 def test_missing_adapter_and_selection_are_named(stage):
@@ -475,3 +587,16 @@ def test_cached_file_is_plain_json(stage):
     geometry.run(profile, results)
     part = json.loads((results.run_folder("still", 0) / "geometry.json").read_text())
     assert set(part) == {"key", "geometry", "directions", "projection"}
+
+
+def test_the_cost_is_measured_on_the_whole_stage(tmp_path):
+    from benchmarks import geometry_cost
+
+    profile = load_profile("smoke")
+    rows = geometry_cost.measure(profile, tmp_path, prompts=40, tokens=6)
+    assert [row["target"] for row in rows] == [5.0, 4.0, 5.0]
+    assert all(row["value"] > 0 and row["met"] == (row["value"] <= row["target"]) for row in rows)
+    table = pd.read_csv(tmp_path / "smoke" / "tables" / "geometry.csv")
+    assert table.value.notna().all() and (table[table.measure == "displacement"].value > 0).all()
+    kept = json.loads((tmp_path / "smoke" / "runs" / "geometry_completions.json").read_text())["completions"]
+    assert [len(completion) for completion in kept] == [6] * 40  # the stage read these, and wrote none of its own
