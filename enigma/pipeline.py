@@ -24,8 +24,9 @@ from enigma import resources
 from enigma.assets import cache_folder
 from enigma.errors import InputError
 from enigma.inputs import check_inputs, check_results
+from enigma.jobs import how
 from enigma.principles import load_pool
-from enigma.profile import Profile, load_profile, sizes
+from enigma.profile import Profile, load_profile, run_name, sizes
 from enigma.progress import HEARTBEAT, beat, heartbeat_path
 from enigma.results import DiskFull, Results, atomic_write_json, atomic_write_text, remove_leftovers
 
@@ -41,8 +42,14 @@ class StageFailed(RuntimeError):
     """A notebook stopped. The message names stage, cell or peak memory, and where to look, in one line."""
 
 
-def run(profile: str | Path, root: str | Path = "results", first: str | None = None, folder: Path = NOTEBOOKS) -> Path:
-    """Run the notebooks in `folder` on a profile (name or path), from stage `first` on; return the results folder.
+def run(
+    profile: str | Path,
+    root: str | Path = "results",
+    first: str | None = None,
+    last: str | None = None,
+    folder: Path = NOTEBOOKS,
+) -> Path:
+    """Run the notebooks in `folder` on a profile (name or path), stages `first` to `last`; return the results folder.
 
     `root` is where results/<profile> is made, relative to the working directory. Raises InputError before anything
     runs when the profile, the stage or a notebook's parameters are wrong, when disk or memory do not suffice and when
@@ -50,15 +57,22 @@ def run(profile: str | Path, root: str | Path = "results", first: str | None = N
     """
     checked = load_profile(profile)
     results = Results(checked, root)
-    stages = _from(stage_paths(folder), first)
+    every = stage_paths(folder)
+    begin = _position(every, first, "--from") if first else 0
+    end = _position(every, last, "--to") if last else len(every) - 1
+    stages = every[begin : end + 1]
+    if not stages:
+        raise InputError(f"--to: found {last!r}, before --from {first!r}; expected it or a later stage; correct it")
     check_inputs(checked)
-    check_results(checked, results, [path.stem for path in stage_paths(folder) if path not in stages])
+    check_results(checked, results, [path.stem for path in every[:begin]])
+    how(checked)
     parameters = {"profile": str(profile), "root": str(root)}
     notebooks = {path.stem: _prepared(path, parameters) for path in stages}
     if HEAVIEST in notebooks:
         _check_room(checked, results.folder)
     with results.lock() as lock:
-        remove_leftovers(results.folder)
+        # What jobs of stage 2 may be writing elsewhere is theirs to clean.
+        remove_leftovers(results.folder, but=[results.runs / run_name(*one) for one in checked.runs()])
         for stage, notebook in notebooks.items():
             _run_stage(stage, notebook, parameters, results, lock)
         # Once more, now that the last stage's own cost is known.
@@ -75,14 +89,12 @@ def stage_paths(folder: Path = NOTEBOOKS) -> list[Path]:
     return paths
 
 
-def _from(stages: list[Path], first: str | None) -> list[Path]:
-    if first is None:
-        return stages
+def _position(stages: list[Path], named: str, option: str) -> int:
     for position, path in enumerate(stages):
         number, _, name = path.stem.partition("_")
-        if first in (path.stem, name, number, number.lstrip("0")):
-            return stages[position:]
-    raise InputError(f"--from: found {first!r}; expected one of {', '.join(path.stem for path in stages)}; correct it")
+        if named in (path.stem, name, number, number.lstrip("0")):
+            return position
+    raise InputError(f"{option}: found {named!r}; expected one of {', '.join(path.stem for path in stages)}; correct it")
 
 
 # ---- room for a run ------------------------------------------------------------------------------------------------

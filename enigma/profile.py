@@ -83,6 +83,7 @@ class Questions(Section):
     column: Text | None = None
     split: Text | None = None
     rows: Count | None = None
+    max_characters: Count | None = None
 
 
 class Principles(Section):
@@ -144,6 +145,9 @@ class Trainer(Section):
     legibility_steps: Annotated[int, Field(ge=0)] = 0
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml"] = "none"
     save_steps: Count
+    # How completions are drawn, as TRL offers it; vllm has to be installed, and a server to be running.
+    rollouts: Literal["generate", "continuous_batching", "vllm_colocate", "vllm_server"] = "generate"
+    gradient_checkpointing: bool = False
     # A launcher such as `accelerate launch --num_processes 8`, under which each run is trained; null: in this process.
     launch: Text | None = None
     zero_spread: Literal["error", "report"]
@@ -276,7 +280,7 @@ def _model_problems(model: Model) -> Iterator[Problem]:
 
 def _question_problems(questions: Questions) -> Iterator[Problem]:
     needed = {"builtin": (), "jsonl": ("path",), "hub": ("dataset", "revision", "column", "split")}
-    allowed = {"builtin": (), "jsonl": (), "hub": ("path", "rows")}
+    allowed = {"builtin": (), "jsonl": (), "hub": ("path", "rows", "max_characters")}
     yield from _required("questions", questions, needed[questions.source], ("source", *allowed[questions.source]))
 
 

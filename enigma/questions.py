@@ -11,7 +11,7 @@ import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from enigma.errors import InputError
@@ -25,7 +25,7 @@ _BUILT_IN = Path(__file__).with_name("data") / "questions.jsonl"
 def load_questions(spec, role: str, count: int, seed: int) -> list[str]:
     """`count` questions of one role, in an order that `seed` alone decides.
 
-    `spec` is the profile's `questions` block (source, path, dataset, revision, column, split, rows). Roles are
+    `spec` is the profile's `questions` block (source, path, dataset, revision, column, split, rows, max_characters). Roles are
     disjoint for every seed: a file's `role` field decides, else a hash of the text (train 60 %, select 20 %,
     heldout 20 %). A smaller `count` gives a prefix of a larger one. For `train`, where `count` exceeds what there
     is, the questions repeat in epochs, each shuffled anew; `select` and `heldout` never repeat: InputError.
@@ -86,7 +86,7 @@ def _hub(spec, seed: int) -> tuple[str, list[tuple[str, str]]]:
     texts = [(text or "").strip() for text in _hub_column(spec, seed, where)]
     kept, passed_over = {}, Counter()
     for text in texts:
-        reason = _unusable(text) or ("repeated" if normalise(text) in kept else None)
+        reason = _unusable(text, spec.max_characters or MAX_CHARACTERS) or ("repeated" if normalise(text) in kept else None)
         if reason:
             passed_over[reason] += 1
         else:
@@ -105,43 +105,51 @@ def _hub_column(spec, seed: int, where: str) -> list[str | None]:
         raise InputError(
             f"{where}: questions.revision: found {spec.revision!a:.60}; expected a commit hash (40 hex); pin one"
         )
-    from datasets import Dataset, load_dataset
-
     try:
         if spec.path:
-            table = Dataset.from_list(_hub_records(spec))
+            known, count, read = _hub_records(spec)
         else:
+            from datasets import load_dataset
+
             table = load_dataset(spec.dataset, split=spec.split or "train", revision=spec.revision)
+            known, count = table.column_names, len(table)
+
+            def read(rows, column):
+                return list(table.select(rows)[column])
     except Exception as error:  # the library lets errors of many packages through
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(
-            f"{where}: cannot be loaded ({reason:.300}); expected a data set of the hub; check name, split and network"
+            f"{where}: cannot be loaded ({reason:.300}); expected a data set of the hub; check name, split and network, "
+            "and for a gated one accept its terms and run `hf auth login`"
         ) from error
     column = spec.column or "question"
-    if column not in table.column_names:
-        known = ", ".join(table.column_names)
-        raise InputError(f"{where}: found no column {column!r}; expected one of {known}; set questions.column")
-    rows = len(table) if spec.rows is None else spec.rows
-    if rows > len(table):
-        raise InputError(f"{where}: questions.rows: found {rows}; expected at most {len(table)}; lower it")
-    chosen = sorted(random.Random(seed).sample(range(len(table)), rows))
-    values = list(table.select(chosen)[column])
+    if column not in known:
+        raise InputError(
+            f"{where}: found no column {column!r}; expected one of {', '.join(known)}; set questions.column"
+        )
+    rows = count if spec.rows is None else spec.rows
+    if rows > count:
+        raise InputError(f"{where}: questions.rows: found {rows}; expected at most {count}; lower it")
+    values = read(sorted(random.Random(seed).sample(range(count), rows)), column)
     if wrong := [value for value in values if not isinstance(value, str | None)]:
         kind = type(wrong[0]).__name__
         raise InputError(f"{where}: column {column!r}: found {kind}; expected text; set questions.column")
     return values
 
 
-def _hub_records(spec) -> list[dict]:
-    """The records of one JSON file of a data set, a list or a mapping from id to record.
+def _hub_records(spec) -> tuple[list[str], int, Callable[[list[int], str], list]]:
+    """Columns, number of rows and a reader of one JSON file of a data set, a list or a mapping from id to record.
 
-    For data sets that hold files and a loading script: the script is never run.
+    For data sets that hold files and a loading script: the script is never run. CoT-Collection's 1.8 million records
+    are read whole, and only the rows that are asked for are looked at.
     """
     from huggingface_hub import hf_hub_download
 
     path = hf_hub_download(spec.dataset, spec.path, repo_type="dataset", revision=spec.revision)
-    records = json.loads(Path(path).read_text(encoding="utf-8"))
-    return list(records.values()) if isinstance(records, dict) else records
+    with open(path, encoding="utf-8") as file:
+        records = json.load(file)
+    records = list(records.values()) if isinstance(records, dict) else records
+    return list(records[0]), len(records), lambda rows, column: [records[i].get(column) for i in rows]
 
 
 def _read_file(path: Path) -> list[tuple[str, str]]:
@@ -201,10 +209,10 @@ def _record(line: str, where: str) -> tuple[str, str | None]:
     return check_text(question, where).strip(), role
 
 
-def _unusable(text: str) -> str | None:
+def _unusable(text: str, longest: int) -> str | None:
     if not text:
         return "empty"
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > longest:
         return "too long"
     return "unsafe" if find_unsafe(text) else None
 

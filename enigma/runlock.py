@@ -4,6 +4,7 @@ It is an operating-system lock on the file `.run.lock`, which ends with the proc
 blocks. `enigma run` holds it from its first stage to its last. Its kernels inherit the open file, so that the lock also
 lasts while a kernel outlives a killed run. A stage that is called by hand, in a notebook say, holds it while the stage
 runs (`one_writer`); figures and tables that a notebook writes between stages are single atomic files and need none.
+Each training run's folder has a lock of its own, so that several jobs can train runs of one profile side by side.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def hold(path: Path) -> Iterator[int | None]:
     if os.environ.get(SHARED) == str(path):
         yield None
         return
-    descriptor = _opened(path)
+    descriptor, outer = _opened(path), os.environ.get(SHARED)
     try:
         _wait_for(descriptor, path)
         os.environ[SHARED] = str(path)
         yield descriptor
     finally:
-        os.environ.pop(SHARED, None)
+        os.environ.pop(SHARED, None) if outer is None else os.environ.__setitem__(SHARED, outer)
         os.close(descriptor)
 
 

@@ -124,6 +124,9 @@ def _run(results: Results, arm: str, seed: int, keys: dict[str, str], beat: dict
     key = keys.get(results.profile.arms[arm].set)
     if key and _json(folder / "done.json").get("key") == key:
         return Line(indented, "done", f"{steps} steps")
+    own = _json(heartbeat_path(results.folder, name))  # of a job of its own
+    if own and not _ended(own):
+        return Line(indented, "running", _progress(own).removeprefix(f"{name}: "))
     if beat.get("what") == name and stage.state in ("running", "stopped"):
         return Line(indented, stage.state, stage.detail.removeprefix(f"{name}: "))
     if beat.get("what") == name and stage.state == "failed":

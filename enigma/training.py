@@ -3,10 +3,15 @@
 An arm is an entry of the profile: the set of principles it is trained on and the coefficients of the two extra terms.
 All arms see the same questions in the same order, the same number of completions and tokens at most. A finished run is
 not trained again; an interrupted one goes on from its last whole checkpoint.
+
+Runs are trained one after the other in this process, or each by processes of its own (`enigma.jobs`). Under a launcher
+several processes train one run together: they share its steps' matched sets, and the first one alone writes (the others
+add their generators' states to a checkpoint).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -19,21 +24,23 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from accelerate.utils import set_seed
+from accelerate import PartialState
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from enigma import prompts, sufficiency
+from enigma import jobs, prompts, sufficiency
 from enigma.assets import load_model, load_policy, model_dtype
+from enigma.comparators import FollowingReward, SemanticReward
 from enigma.errors import InputError
 from enigma.principles import Principle, chosen_sets, run_key
 from enigma.profile import BASE, run_name
 from enigma.progress import beat, clock, headless, track
 from enigma.questions import load_questions
-from enigma.results import atomic_folder, atomic_write_json, atomic_write_text
+from enigma.results import atomic_folder, atomic_write_json, atomic_write_text, remove_leftovers
 from enigma.rewards import graded_format, graded_format_reward, strict_format, strict_format_reward
-from enigma.runlock import one_writer
+from enigma.runlock import LOCK, hold, one_writer
 from enigma.stats import mean_interval
 from enigma.trainer import EnigmaConfig, EnigmaTrainer
 
@@ -46,6 +53,7 @@ COLUMNS = {
     "loss_ot": "loss/ot",
     "reward_graded": "rewards/graded_format_reward/mean",
     "reward_strict": "rewards/strict_format_reward/mean",
+    "reward_principle": "rewards/principle_reward/mean",
     "zero_spread": "frac_reward_zero_std",
     "kl": "reference/kl",
     "perplexity_base": "reference/perplexity",
@@ -62,6 +70,13 @@ COLUMNS = {
     "peak_memory_gb": "peak_memory_gb",
 }
 MARKER = "complete.json"
+# The profile's word for TRL's options.
+ROLLOUTS = {
+    "generate": {},
+    "continuous_batching": {"use_transformers_continuous_batching": True},
+    "vllm_colocate": {"use_vllm": True, "vllm_mode": "colocate"},
+    "vllm_server": {"use_vllm": True, "vllm_mode": "server"},
+}
 
 
 def matched_prompts(questions: list[str], principles: list[Principle], k: int, seed: int, **style) -> list[dict]:
@@ -90,12 +105,16 @@ def run(profile, results) -> dict[str, pd.DataFrame]:
     """Stage 2: train every (arm, seed), then write `training`, `training_groups`, `training_checks`, `legibility`.
 
     Raises:
-        InputError: no selection yet; or, where the profile's `zero_spread` is `error`, a run in which no group of
-            completions had any spread of reward, and which therefore learned nothing.
+        InputError: no selection yet; a run that is to be trained elsewhere and is not; or, where the profile's
+            `zero_spread` is `error`, a run in which no group of completions had any spread of reward, and which
+            therefore learned nothing.
+        RuntimeError: a run of its own processes that failed.
     """
+    if jobs.world_size() > 1:
+        raise InputError(f"stage 2: found {jobs.world_size()} processes, expected 1 to write the tables; start it without a "
+                         "launcher, and name the launcher with --launch or ENIGMA_LAUNCH")
     chosen = chosen_sets(profile, results)
-    for arm, seed in profile.runs():
-        train(profile, results, arm, seed, chosen[profile.arms[arm].set])
+    train_runs(profile, results, profile.runs(), jobs.how(profile))
     tables = {
         "training": _collect(profile, results, "steps.csv"),
         "training_groups": _collect(profile, results, "groups.csv"),
@@ -121,20 +140,54 @@ CAPTIONS = {
 }
 
 
+def train_runs(profile, results, runs: list[tuple[str, int]], how: jobs.How) -> None:
+    """Train these (arm, seed), in this process or as `how` says. Raises as `run` does."""
+    chosen = chosen_sets(profile, results)
+    if not how.apart:
+        for arm, seed in runs:
+            train(profile, results, arm, seed, chosen[profile.arms[arm].set])
+        return
+
+    def done(run: tuple[str, int]) -> bool:
+        return _marked(results.run_folder(*run) / "done.json", run_key(profile, chosen[profile.arms[run[0]].set]))
+
+    missing = [run for run in runs if not done(run)]
+    if missing and not how.jobs:
+        names = ", ".join(run_name(*run) for run in missing)
+        raise InputError(f"stage 2: {results.runs}: found {len(runs) - len(missing)} of {len(runs)} runs trained, without "
+                         f"{names}; expected all, since --jobs 0 trains nothing; train them with `python -m enigma train`, "
+                         "by --shard or by --arm and --seed")
+    if missing:
+        jobs.run(profile, results, missing, how)
+    if other := [run_name(*run) for run in missing if not done(run)]:
+        raise RuntimeError(f"{', '.join(other)}: trained from another text of the profile; expected {profile.hash}")
+
+
 # One run.
 
 
 def train(profile, results, arm: str, seed: int, principles: list[Principle]) -> Path:
     """Train one arm with one seed unless that is done; returns its folder.
 
-    The folder ends with `adapter/` (safetensors), `steps.csv`, `groups.csv`, `rollouts.jsonl` and `done.json`.
+    The folder ends with `adapter/` (safetensors), `steps.csv`, `groups.csv`, `rollouts.jsonl` and `done.json`. One
+    process, or the first of several, holds its lock. Raises InputError where another holds it.
     """
     folder = results.run_folder(arm, seed)
+    first = jobs.rank() == 0
+    with hold(folder / LOCK) if first else contextlib.nullcontext():
+        if first:
+            remove_leftovers(folder)
+        return _train(profile, folder, arm, seed, principles, first)
+
+
+def _train(profile, folder: Path, arm: str, seed: int, principles: list[Principle], first: bool) -> Path:
     key = run_key(profile, principles)
     if _marked(folder / "done.json", key):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a run that was killed here
+        if first:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a run that was killed here
         return folder
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    if first:
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
     recorder = Recorder(key)
     trainer = _trainer(profile, arm, seed, principles, folder / "checkpoints", recorder)
     checkpoint = last_checkpoint(folder / "checkpoints", key)
@@ -148,15 +201,19 @@ def train(profile, results, arm: str, seed: int, principles: list[Principle]) ->
             f"{run_name(arm, seed)}: {error}; expected a finite loss; last good checkpoint: {good or 'none'}; lower "
             "trainer.learning_rate or the arm's coefficients"
         ) from error
-    steps = pd.DataFrame([row for row in trainer.state.log_history if "reward" in row])
-    steps = steps.reindex(columns=COLUMNS.values()).set_axis(list(COLUMNS), axis=1)
-    with atomic_folder(folder / "adapter") as target:
-        trainer.model.save_pretrained(target, safe_serialization=True)
-    atomic_write_text(folder / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
-    atomic_write_text(folder / "groups.csv", _groups(recorder.rows).to_csv(index=False, float_format="%.6g"))
-    atomic_write_text(folder / "rollouts.jsonl", "".join(json.dumps(row) + "\n" for row in recorder.rows))
-    atomic_write_json(folder / "done.json", {"key": key})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    # A collective: every process takes part.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if first:
+        steps = pd.DataFrame([row for row in trainer.state.log_history if "reward" in row])
+        steps = steps.reindex(columns=COLUMNS.values()).set_axis(list(COLUMNS), axis=1)
+        with atomic_folder(folder / "adapter") as target:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target, state_dict=weights)
+        atomic_write_text(folder / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
+        atomic_write_text(folder / "groups.csv", _groups(recorder.rows).to_csv(index=False, float_format="%.6g"))
+        atomic_write_text(folder / "rollouts.jsonl", "".join(json.dumps(row) + "\n" for row in recorder.rows))
+        atomic_write_json(folder / "done.json", {"key": key})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     # A trainer holds itself in cycles; without this the next run begins with the last one's memory.
     del trainer
     gc.collect()
@@ -165,23 +222,25 @@ def train(profile, results, arm: str, seed: int, principles: list[Principle]) ->
 
 def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: Recorder) -> EnigmaTrainer:
     spec, coefficients = profile.trainer, profile.arms[arm]
-    settings = spec.model_dump(exclude={"lora", "zero_spread"})
-    settings |= coefficients.model_dump(exclude={"set"}, exclude_none=True)
+    settings = spec.model_dump(exclude={"lora", "zero_spread", "launch", "rollouts"})
+    settings |= ROLLOUTS[spec.rollouts]
+    settings |= jobs.share(spec, jobs.world_size())
+    settings |= coefficients.model_dump(exclude={"set", "reward"}, exclude_none=True)
     config = EnigmaConfig(
         output_dir=str(output),
         **settings,
-        reward_weights=[1.0, 0.0],
+        # The graded format, the strict one only to be seen, and a comparator's.
+        reward_weights=[1.0, 0.0, 1.0][: 2 + (coefficients.reward != "format")],
         seed=profile.seeds.initialisation + seed,
         data_seed=profile.seeds.data + seed,
         use_cpu=not torch.cuda.is_available(),
         bf16=model_dtype(profile.model) == torch.bfloat16,
-        gradient_checkpointing=False,
         logging_steps=1,
         disable_tqdm=headless(),
     )
-    if config.world_size > 1:
-        raise InputError(f"stage 2: found {config.world_size} processes, expected 1; start it without a launcher "
-                         "(EnigmaTrainer itself runs on several)")
+    if config.world_size != jobs.world_size():
+        raise InputError(f"stage 2: found {config.world_size} processes where WORLD_SIZE says {jobs.world_size()}; expected "
+                         "a launcher such as `accelerate launch`; start it with one, or unset WORLD_SIZE")
     per_step = config.generation_batch_size // config.matched_set_size
     questions = load_questions(profile.questions, "train", spec.max_steps * per_step, profile.seeds.data)
     style = dict(placement=profile.prompts.placement, demonstration=profile.prompts.demonstration)
@@ -189,10 +248,15 @@ def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: R
     rows = matched_prompts(questions, principles, spec.num_principles, profile.seeds.data + seed, **style)
     for row in rows:
         row["prompt"] = prompts.fit_template(tokenizer, row["prompt"])
+    rewards = [recorder.graded_format_reward, strict_format_reward]
+    if coefficients.reward == "semantic":
+        rewards.append(SemanticReward(principles, config.device))
+    if coefficients.reward == "following":
+        rewards.append(FollowingReward(tokenizer, lambda: _untrained(trainer), **style))
     lora = spec.lora
     trainer = EnigmaTrainer(
         model,
-        [recorder.graded_format_reward, strict_format_reward],
+        rewards,
         config,
         Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -212,8 +276,16 @@ def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: R
     return trainer
 
 
+@contextlib.contextmanager
+def _untrained(trainer: EnigmaTrainer):
+    """The model without its adapter, as the trainer asks it."""
+    with trainer._reference_model() as model, trainer.accelerator.autocast():
+        yield model
+
+
 class Recorder(TrainerCallback):
-    """Keeps every completion with its rewards, and saves them with each checkpoint, so that a resumed run has all."""
+    """Keeps every completion of all processes with its rewards, and saves them with each checkpoint, so that a resumed
+    run has all."""
 
     def __init__(self, key: str):
         self.key = key
@@ -224,11 +296,12 @@ class Recorder(TrainerCallback):
         """The graded reward, as TRL calls it, that also keeps what it saw."""
 
         def graded_format_reward_(completions, question, principle, completion_ids, trainer_state, **kwargs):
-            rewards = graded_format_reward(completions)
+            rewards, rows = graded_format_reward(completions), []
             for text, q, p, ids, reward in zip(completions, question, principle, completion_ids, rewards, strict=True):
                 text = text[0]["content"]
                 row = {"step": trainer_state.global_step + 1, "question": q, "principle": p, "completion": text}
-                self.rows.append(row | {"graded": reward, "strict": strict_format(text), "tokens": len(ids)})
+                rows.append(row | {"graded": reward, "strict": strict_format(text), "tokens": len(ids)})
+            self.rows += gather_object(rows)
             return rewards
 
         graded_format_reward_.__name__ = "graded_format_reward"
@@ -243,6 +316,9 @@ class Recorder(TrainerCallback):
 
         Transformers' own `save_total_limit` would remove them before the marker is written.
         """
+        PartialState().wait_for_everyone()  # each process adds the state of its generators
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         atomic_write_text(folder / "rollouts.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         atomic_write_json(folder / MARKER, {"key": self.key, "bytes": _file_sizes(folder)})
@@ -260,10 +336,11 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first = time.perf_counter(), state.global_step
-        beat(self.name, state.global_step, state.max_steps, "step")
+        if state.is_world_process_zero:
+            beat(self.name, state.global_step, state.max_steps, "step")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "reward" not in (logs or {}):
+        if "reward" not in (logs or {}) or not state.is_world_process_zero:
             return
         self.peak = max(self.peak, _memory_gb())
         state.log_history[-1]["peak_memory_gb"] = round(self.peak, 3)

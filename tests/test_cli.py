@@ -65,7 +65,7 @@ def test_run_passes_its_arguments_on(monkeypatch, capsys):
     given = []
     monkeypatch.setattr(pipeline, "run", lambda *args, **options: given.append((args, options)) or "results/cpu")
     assert cli.main(["run", "cpu", "--results", "elsewhere", "--from", "03_benchmark"]) == 0
-    assert given == [(("cpu", "elsewhere"), {"first": "03_benchmark"})]
+    assert given == [(("cpu", "elsewhere"), {"first": "03_benchmark", "last": None})]
     assert capsys.readouterr().out == "results/cpu\n"
 
 

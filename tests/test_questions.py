@@ -20,7 +20,7 @@ LINES = [json.loads(line) for line in (PACKAGE / "data" / "questions.jsonl").rea
 
 
 def spec(source="builtin", **values):
-    fields = dict.fromkeys(("path", "dataset", "revision", "column", "split", "rows"))
+    fields = dict.fromkeys(("path", "dataset", "revision", "column", "split", "rows", "max_characters"))
     return SimpleNamespace(**{**fields, "source": source, **values})
 
 
@@ -285,8 +285,14 @@ def test_a_hub_file_of_records_needs_no_loading_script(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     spec = SimpleNamespace(
-        source="hub", path="data/cot.json", dataset="a/b", revision="a" * 40, column="source", split="train", rows=50
-    )
-    questions = load_questions(spec, "train", 10, 0)
-    assert len(set(questions)) == 10 and all(q.endswith("plus one?") for q in questions)
+        source="hub", path="data/cot.json", dataset="a/b", revision="a" * 40, column="source", split="train", rows=50,
+        max_characters=21,
+    )  # fmt: skip
+    records["5"]["source"] += " " + "Think." * 9
+    file.write_text(json.dumps(records))
+    with pytest.warns(UserWarning, match="of 60 rows passed over: 1 too long"):
+        questions = load_questions(SimpleNamespace(**vars(spec) | {"rows": None}), "train", 99, 0)
+    assert all(q.endswith("plus one?") for q in questions)
+    questions = load_questions(SimpleNamespace(**vars(spec) | {"max_characters": None}), "train", 10, 0)
+    assert len(set(questions)) == 10
     assert asked == {"repo_type": "dataset", "revision": "a" * 40, "dataset": "a/b", "path": "data/cot.json"}

@@ -1,6 +1,10 @@
 """Stage 2: a run that is cut off ends like one that was not; a run without signal says so."""
 
+import importlib.util
 import json
+import subprocess
+import sys
+import typing
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,8 +13,9 @@ import torch
 
 from enigma import training
 from enigma.errors import InputError
+from enigma.inputs import check_inputs
 from enigma.principles import Principle
-from enigma.profile import load_profile
+from enigma.profile import Trainer, load_profile
 from enigma.results import Results
 
 PRINCIPLES = [Principle(f"p{i}", f"do thing {i}", f"never do thing {i}", "f", "s") for i in range(4)]
@@ -168,3 +173,64 @@ def test_an_arm_may_have_a_budget_and_a_kl_of_its_own(stage, tmp_path):
         args = training._trainer(profile, name, 0, PRINCIPLES, tmp_path / name, training.Recorder("")).args
         found[name] = (args.lambda_sami, args.ot_budget, args.beta)
     assert found == {"enigma_high": (0.1, 0.3, 0.2), "enigma_low": (0.1, 0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("generate", (False, False)),
+        ("continuous_batching", (False, True)),
+        ("vllm_colocate", (True, False)),
+        ("vllm_server", (True, False)),
+    ],
+)
+def test_the_profiles_word_for_rollouts_is_trls(tmp_path, word, expected):
+    """As far as the configuration: the engines themselves need a GPU."""
+    config = training.EnigmaConfig(output_dir=str(tmp_path), per_device_train_batch_size=16, use_cpu=True, bf16=False,
+                                   **training.ROLLOUTS[word])  # fmt: skip
+    assert (config.use_vllm, config.use_transformers_continuous_batching) == expected
+    assert not config.use_vllm or word == f"vllm_{config.vllm_mode}"
+    assert word in typing.get_args(Trainer.model_fields["rollouts"].annotation)
+
+
+def test_a_rollout_engine_that_is_not_there_is_refused_at_once(stage):
+    trainer = stage.profile.trainer.model_copy(update={"rollouts": "vllm_colocate"})
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed")
+    with pytest.raises(InputError, match="trainer.rollouts: found vllm_colocate, for which vllm is not installed"):
+        check_inputs(stage.profile.model_copy(update={"trainer": trainer}))
+
+
+def test_checkpointed_gradients_are_the_same(stage):
+    """Kept activations or made once more: the same adapter, as far as float32 goes."""
+    from safetensors.torch import load_file
+
+    weights = []
+    for checkpointing in (False, True):
+        trainer = stage.profile.trainer.model_copy(update={"gradient_checkpointing": checkpointing})
+        profile = stage.profile.model_copy(update={"trainer": trainer})
+        folder = training.train(profile, stage.results(str(checkpointing)), "enigma_high", 0, PRINCIPLES)
+        weights.append(load_file(folder / "adapter/adapter_model.safetensors"))
+    for name, plain in weights[0].items():
+        assert torch.allclose(plain, weights[1][name], atol=1e-5), name
+
+
+def test_several_processes_write_no_tables(stage, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="found 2 processes, expected 1 to write the tables"):
+        training.run(stage.profile, stage.results("many"))
+
+
+def test_two_jobs_never_train_one_run(stage):
+    results = stage.results("held")
+    folder = results.run_folder("grpo", 0)
+    code = "import sys, time; from pathlib import Path; from enigma.runlock import hold\n"
+    code += "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder / ".run.lock")], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=rf"grpo-s0: found process {holder.pid} on .* writing there"):
+            training.train(stage.profile, results, "grpo", 0, PRINCIPLES)
+    finally:
+        holder.kill()
+        holder.wait()

@@ -1,0 +1,131 @@
+"""The comparators' rewards: known orders, an independent recomputation, and arms that train with them."""
+
+import contextlib
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_training import PRINCIPLES, stage  # noqa: F401 - a fixture
+
+from enigma import training
+from enigma.assets import cache_folder
+from enigma.comparators import FollowingReward, SemanticReward
+from enigma.principles import Principle, load_pool
+from enigma.prompts import messages
+
+encoder = pytest.mark.skipif(
+    not list(cache_folder().glob("all-minilm-l6-v2-*/model.safetensors")),
+    reason="the sentence encoder is not in the cache; enigma.assets.encoder_folder() fetches it",
+)
+
+
+def said(text):
+    return [{"role": "assistant", "content": text}]
+
+
+# Texts written to follow one principle of the pool each.
+FOLLOWING = {
+    "admit-uncertainty": "I am not sure about the last part of my answer, because I could not find the year.",
+    "weigh-harm": "Children nearby could be hurt by the fumes, so keep them outside to protect them.",
+    "show-sympathy": "I am so sorry, that sounds really hard, and it makes sense that you feel sad.",
+    "hear-both-sides": "The best reason for it is the price; the best reason against it is the risk. I decide for it.",
+    "simple-words": "A dog is a pet. It can run. It can bark. A small child can play with it.",
+}
+
+
+@encoder
+def test_each_text_is_nearest_to_the_principle_it_follows():
+    pool = {p.name: p for p in load_pool("default")}
+    reward = SemanticReward([pool[name] for name in FOLLOWING])
+    for name, text in FOLLOWING.items():
+        found = dict(zip(FOLLOWING, reward([said(text)] * len(FOLLOWING), list(FOLLOWING)), strict=True))
+        assert max(found, key=found.get) == name, found
+        assert all(-1 <= value <= 1 for value in found.values())
+
+
+@encoder
+def test_a_principle_is_most_like_itself_tags_and_blanks_aside():
+    principle = Principle("p", "be brief")
+    reward = SemanticReward([principle])
+    texts = ["be brief", "<reasoning>be brief</reasoning>", "<answer>\n</answer>", ""]
+    found = reward([said(text) for text in texts], ["p"] * 4)
+    assert found == pytest.approx([1, 1, 0, 0], abs=1e-5)
+    # A batch's padding changes nothing.
+    assert reward([said("be very brief")], ["p"])[0] == pytest.approx(
+        reward([said("be very brief"), said("word " * 100)], ["p"] * 2)[0], abs=1e-5
+    )
+
+
+QUESTIONS = ["a?", "a?", "a?", "b?"]
+COMPLETIONS = [[5, 9, 30], [7], [11, 12, 13, 14, 15], [20, 21]]
+STYLE = dict(placement="question", demonstration=False)
+
+
+def following(model, tokenizer):
+    reward = FollowingReward(tokenizer, lambda: contextlib.nullcontext(model), **STYLE)
+    asked = [messages(q, c, **STYLE) for q, c in zip(QUESTIONS, ["be brief", "be brief", "shout", "shout"], strict=True)]
+    return reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS), asked
+
+
+def test_following_is_the_difference_of_two_plain_forwards(toy_model, toy_tokenizer):
+    model = toy_model().eval()
+
+    def logp(turns, ids):
+        text = toy_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompt = toy_tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(prompt) - 1 + t, token]) for t, token in enumerate(ids)) / len(ids)
+
+    found, asked = following(model, toy_tokenizer)
+    for value, turns, question, ids in zip(found, asked, QUESTIONS, COMPLETIONS, strict=True):
+        expected = logp(turns, ids) - logp(messages(question, None, **STYLE), ids)
+        assert value == pytest.approx(expected, abs=1e-4)
+    assert max(map(abs, found)) > 1e-3
+
+
+def test_a_principle_that_is_not_there_is_followed_neither_more_nor_less(toy_model, toy_tokenizer):
+    reward = FollowingReward(toy_tokenizer, lambda: contextlib.nullcontext(toy_model().eval()), **STYLE)
+    asked = [messages(q, None, **STYLE) for q in QUESTIONS]
+    assert reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS) == pytest.approx([0] * 4, abs=1e-5)
+    assert reward(prompts=asked[:1], completion_ids=[[]], question=QUESTIONS[:1]) == [0]
+
+
+def shortened(profile, reward):
+    arm = profile.arms["grpo"].model_copy(update={"reward": reward})
+    trainer = profile.trainer.model_copy(update={"max_steps": 2})
+    return profile.model_copy(update={"arms": {"grpo": arm}, "trainer": trainer})
+
+
+@pytest.mark.parametrize("reward", [pytest.param("semantic", marks=encoder), "following"])
+def test_an_arm_trains_on_format_and_principle(stage, reward):  # noqa: F811
+    profile = shortened(stage.profile, reward)
+    folder = training.train(profile, stage.results(reward), "grpo", 0, PRINCIPLES)
+    steps = pd.read_csv(folder / "steps.csv")
+    assert steps.reward_principle.notna().all() and steps.reward_principle.abs().max() > 0
+    assert len(json.loads((folder / "done.json").read_text())["key"]) == 16
+
+
+def test_the_untrained_model_judges_and_the_total_is_the_sum(stage, tmp_path, monkeypatch):  # noqa: F811
+    """Through the real trainer: an adapter that moves the policy far leaves the judge where it was."""
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    profile = shortened(stage.profile, "following")
+    trainer = training._trainer(profile, "grpo", 0, PRINCIPLES, tmp_path, training.Recorder(""))
+    plain, tokenizer = training.load_model(None, 0)
+    expected, asked = following(plain.eval(), tokenizer)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter.data)
+    given = dict(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS)
+    judge = trainer.reward_funcs[2]
+    judge.style = STYLE
+    assert judge(**given) == pytest.approx(expected, abs=1e-4)
+    moved = following(get_peft_model(plain, lora).eval(), tokenizer)[0]
+    assert moved != pytest.approx(expected, abs=1e-4)
+    trainer.train()
+    (first, *_) = [row for row in trainer.state.log_history if "reward" in row]
+    parts = [first[f"rewards/{name}/mean"] for name in ("graded_format_reward", "principle_reward")]
+    assert math.isclose(first["reward"], sum(parts), rel_tol=1e-5)

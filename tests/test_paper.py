@@ -1,0 +1,141 @@
+"""The paper profile on stand-ins: Gemma 3's architecture and template conventions, CoT-Collection's columns."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from enigma import costs
+from enigma.profile import load_profile, sizes
+from enigma.prompts import encode, messages
+from enigma.results import Results
+
+# Gemma's conventions: a start token, roles that alternate, `model` for the assistant, and no system message.
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def gemma(tmp_path, toy_tokenizer):
+    """A folder with a tiny random Gemma 3 whose layers alternate between sliding and full attention."""
+    from copy import deepcopy
+
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    tokenizer = deepcopy(toy_tokenizer)
+    tokenizer.bos_token, tokenizer.chat_template = "<pad>", GEMMA
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=8, sliding_window=24, layer_types=["sliding_attention", "full_attention"],
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    return tmp_path / "gemma", tokenizer
+
+
+def test_the_system_message_goes_into_the_first_user_turn(gemma):
+    _, tokenizer = gemma
+    text = tokenizer.decode(encode(tokenizer, messages("why?", "be brief")))
+    assert text.count("<start_of_turn>user") == 2 and text.count("<start_of_turn>model") == 2
+    assert text.index("Write nothing else.") < text.index("<start_of_turn>model")
+    assert "system" not in text
+
+
+def collection(folder):
+    """CoT-Collection's file in small: a mapping from number to record."""
+    records = {
+        str(i): {"source": f"Read it and answer: what is {i} plus {i % 7}?\nOptions:\n- {i}\n- {i + i % 7}",
+                 "target": str(i + i % 7), "rationale": f"{i} and {i % 7} are {i + i % 7}.", "task": "sums", "type": "CoT"}
+        for i in range(400)
+    }  # fmt: skip
+    (folder / "cot.json").write_text(json.dumps(records))
+    return folder / "cot.json"
+
+
+@pytest.mark.slow
+def test_every_step_of_the_paper_profile_on_stand_ins(tmp_path, gemma, monkeypatch):
+    import huggingface_hub
+
+    from enigma import benchmark, sufficiency, training
+
+    folder, _ = gemma
+    file = collection(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: str(file))
+    monkeypatch.setenv("ENIGMA_HEADLESS", "1")
+    text = yaml.safe_load(load_profile("paper").text)
+    text["name"] = "standin"
+    text["model"] = {"source": "local", "id": str(folder), "dtype": text["model"]["dtype"]}
+    text["questions"]["rows"] = 300
+    text["sufficiency"] |= {"questions": 2, "samples": 1, "max_tokens": 8, "heldout": 2, "batch_size": 16, "resamples": 50}
+    # A device batch of one whole matched set and eight of them a step, as in the profile.
+    text["trainer"] |= {"max_steps": 2, "max_completion_length": 8, "ot_points": 16, "save_steps": 1, "zero_spread": "report"}
+    text["trainer"] |= {"legibility_steps": 1, "num_generations": 2, "per_device_train_batch_size": 4}
+    text["arms"] = {name: text["arms"][name] for name in ("grpo", "enigma_high")}
+    text["benchmarks"] = {"tasks": ["enigma_format"], "limit": 2, "batch_size": 4}
+    text["seeds"]["runs"] = [0]
+    (tmp_path / "standin.yaml").write_text(yaml.safe_dump(text))
+    profile = load_profile(tmp_path / "standin.yaml")
+    results = Results(profile, tmp_path / "results")
+    sufficiency.run(profile, results)
+    tables = training.run(profile, results)
+    assert set(tables["training"].arm) == {"grpo", "enigma_high"} and len(tables["training"]) == 4
+    assert tables["training"][["loss_sami", "sinkhorn", "row_bound"]].notna().all().all()
+    lines = (results.run_folder("grpo", 0) / "rollouts.jsonl").read_text().splitlines()
+    asked = {json.loads(line)["question"] for line in lines}
+    assert len(lines) == 2 * 8 * 4 and len(asked) == 16
+    assert all(question.startswith("Read it and answer") for question in asked)
+    benchmark.run(profile, results)
+    assert {"base", "grpo", "enigma_high"} == set(results.read_table("benchmarks").arm)
+
+
+# The model of costs.
+
+
+def trainer(**changes):
+    return load_profile("paper").trainer.model_copy(update=changes)
+
+
+SHAPE = costs.SHAPES["google/gemma-3-1b-it"]
+
+
+def test_a_step_by_hand():
+    """One set of 2 x 2 completions of 10 tokens after 5, one micro-batch."""
+    spec = trainer(num_generations=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, max_completion_length=10)
+    one = costs.step(SHAPE, spec, sami=True, prompt=5)
+    rate = costs.PEAK_FLOPS * costs.TRAIN_UTILISATION
+    assert one.update == pytest.approx(4 * SHAPE.parameters * 2 * (5 + 4 * 11) / rate)
+    assert one.reference == pytest.approx(2 * SHAPE.parameters * 2 * (5 + 2 * 11) / rate)
+    assert one.logits_gb == pytest.approx(4 * SHAPE.vocabulary * 2 * 4 * 11 / 1e9)
+    assert one.weights_gb == pytest.approx(2.0)
+    # Launching 26 layers' kernels takes longer than reading 2 GB.
+    assert one.sampling == pytest.approx(10 * 26e-3, rel=0.01)
+
+
+def test_more_processes_share_the_work_and_sharding_the_weights():
+    one, eight = (costs.step(SHAPE, trainer(), True, processes) for processes in (1, 8))
+    assert eight.update == pytest.approx(one.update / 8) and eight.activations_gb == pytest.approx(one.activations_gb)
+    whole, spread = (costs.step(costs.SHAPES["70B"], trainer(), True, 8, sharded) for sharded in (False, True))
+    assert spread.weights_gb < 0.2 * whole.weights_gb and spread.gathering > whole.gathering == 0
+    light = costs.step(costs.SHAPES["70B"], trainer(gradient_checkpointing=True), True, 8, True)
+    assert light.activations_gb < 0.1 * spread.activations_gb and light.update == pytest.approx(1.5 * spread.update)
+
+
+def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
+    from enigma import jobs
+
+    profile = load_profile("paper")
+    size = sizes(profile, 16)
+    cost = costs.total(profile, SHAPE, size.selection_completions, size.benchmark_items)
+    assert cost.memory_gb < costs.GPU_GB
+    assert cost.dollars == pytest.approx(cost.gpu_hours * costs.GPU_PRICE)
+    for processes in (1, 2, 4, 8):
+        jobs.share(profile.trainer, processes)
