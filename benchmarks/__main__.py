@@ -21,7 +21,7 @@ from statistics import median
 import torch
 from trl import GRPOTrainer
 
-from benchmarks import cases, slopes
+from benchmarks import cases, kernels, slopes
 from enigma.profile import load_profile
 from enigma.results import atomic_write_json
 from enigma.trainer import EnigmaTrainer
@@ -41,11 +41,12 @@ def compared(name: str, case: cases.Case, against: str, target: float, rounds: i
     return row
 
 
-def measure(profile, rounds: int) -> list[dict]:
-    rows = []
+def measure(profile, rounds: int) -> tuple[list[dict], list[dict]]:
+    """The rows, and for each phase where its time goes."""
+    rows, profiles = [], []
     for k, target in ((2, 0.85), (4, 1.5)):
         ours, peer = cases.trainer(profile, EnigmaTrainer, k), cases.trainer(profile, GRPOTrainer, k)
-        inputs = ours._generate_and_score_completions(cases.batch(ours))
+        inputs = cases.sampling(ours)()
         loss = cases.loss_phase(ours, peer, inputs)
         rows.append(compared(f"loss phase, K={k}", loss, "TRL's GRPO, same completions", target, rounds))
         if k == 2:
@@ -57,6 +58,10 @@ def measure(profile, rounds: int) -> list[dict]:
                 compared("Sinkhorn term", cases.sinkhorn_term(ours, inputs, loss), "ENIGMA's loss phase", 0.03, rounds),
                 absolute("step, seconds", step["seconds"], 12.0),
             ]
+            phases = {"sampling": cases.sampling(ours),
+                      "SAMI matrix": matrix.ours, "SAMI matrix, dense": matrix.peer,
+                      "loss, K=2": loss.ours, "TRL's loss": loss.peer}  # fmt: skip
+            profiles += [kernels.shares(name, work) for name, work in phases.items()]
     memory = {side: peak_memory(profile, side) for side in KINDS}
     ratio = memory["enigma"] / memory["trl"]
     rows.append({
@@ -64,7 +69,7 @@ def measure(profile, rounds: int) -> list[dict]:
         "met": ratio <= 0.7, "memory_gb": memory["enigma"], "peer_memory_gb": memory["trl"],
     })  # fmt: skip
     rows.append(absolute("step, GB", memory["enigma"], 5.0))
-    return rows
+    return rows, profiles
 
 
 def absolute(name: str, value: float, target: float) -> dict:
@@ -114,13 +119,13 @@ def main() -> None:
     profile = load_profile(args.profile)
     if args.memory:
         return _print_peak(profile, args.memory)
-    rows = measure(profile, args.rounds)
+    rows, profiles = measure(profile, args.rounds)
     curves = slopes.measure(profile)
     name = "gpu" if torch.cuda.is_available() else "cpu"
     from enigma.assets import model_dtype
 
     head = {"profile": profile.name, "dtype": str(model_dtype(profile.model)).removeprefix("torch."), **machine()}
-    atomic_write_json(HERE / f"{name}.json", {"machine": head, "rows": rows, "slopes": curves})
+    atomic_write_json(HERE / f"{name}.json", {"machine": head, "rows": rows, "kernels": profiles, "slopes": curves})
     slopes.draw(curves, head, HERE / f"slopes_{name}.png")
     print(json.dumps(rows, indent=1))
 

@@ -116,6 +116,11 @@ def batch(made) -> list[dict]:
     return [row for row in made.train_dataset for _ in range(made.num_generations)]
 
 
+def sampling(made) -> Callable[[], dict]:
+    """Completions of one batch, with rewards and the reference's view of them."""
+    return lambda: made._generate_and_score_completions(batch(made))
+
+
 def loss_phase(ours, peer, inputs: dict) -> Case:
     """Everything of a step but sampling and rewards: the reference forward, the loss, its gradient."""
 

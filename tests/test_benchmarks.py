@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from benchmarks import cases, slopes
+from benchmarks import cases, kernels, slopes
 from benchmarks.__main__ import compared
 from enigma.profile import load_profile
 from enigma.trainer import EnigmaTrainer
@@ -62,6 +62,17 @@ def test_slopes_vary_one_thing_at_a_time(monkeypatch, toy_model, tmp_path):
     assert tokens[8] == 8 * tokens[1]
     slopes.draw(curves, {"device": "toy", "dtype": "float32"}, tmp_path / "slopes.png")
     assert (tmp_path / "slopes.png").stat().st_size > 1000
+
+
+def test_shares_of_a_phase_name_what_it_does():
+    """A product of large matrices is matrix products; the shares are all there is."""
+    a = torch.randn(600, 600)
+    found = kernels.shares("product", lambda: a @ a)
+    assert found["matrix products"] > 0.5
+    assert sum(value for kind, value in found.items() if kind != "phase") == pytest.approx(1, abs=0.01)
+    assert kernels._kind("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
+    assert kernels._kind("aten::_log_softmax") == "softmax over the vocabulary"
+    assert kernels._kind("aten::mul") == kernels.OTHER
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.json")), ids=lambda path: path.name)
