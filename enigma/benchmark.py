@@ -1,11 +1,12 @@
 """Stage 3: every model on the same items, through lm-eval, in memory.
 
 Own tasks lie in `enigma/tasks`; the others are lm-eval's, from the hub, or from the folder that the environment
-variable ENIGMA_DATA names. All arms see the same prompts, without any principle. Multiple-choice tasks are plain
-text without a chat template, as lm-eval runs them by default and as published numbers mostly are; `enigma_format`
-alone uses the template, because the format is a habit of the chat. Log-softmax is in float32 whatever the model's
-dtype: in bfloat16 the choices of one question tie. No score is cached across weights: a result is reused only for
-the same profile, adapter bytes, items, limit and seed. Source: our choice [D]; scores and standard errors lm-eval's.
+variable ENIGMA_DATA names. All arms see the same prompts. Multiple-choice tasks are plain text without a chat template,
+as lm-eval runs them by default and as published numbers mostly are. Two tasks use the template, because a format is a
+habit of the chat, and a principle a request in it: `enigma_format`, and `enigma_adherence`, the only one with a principle
+in its prompts. Log-softmax is in float32 whatever the model's dtype: in bfloat16 the choices of one question tie. No
+score is cached across weights: a result is reused only for the same profile, adapter bytes, items, limit and seed.
+Source: our choice [D]; scores and standard errors lm-eval's.
 """
 
 from __future__ import annotations
@@ -30,19 +31,23 @@ import pandas as pd
 import yaml
 from scipy import stats as scipy_stats
 
+from enigma import robustness
 from enigma.errors import InputError
 from enigma.progress import headless, track
-from enigma.results import atomic_write_json, file_hash
+from enigma.results import atomic_write_json, atomic_write_text, file_hash
 from enigma.runlock import one_writer
-from enigma.stats import mean_interval
+from enigma.stats import holm, mean_interval, paired_p_value
 from enigma.tasks.external import EXTERNAL, OWN_TASKS, External, check_file, check_names, data_folder
 
 TASKS = Path(__file__).with_name("tasks")
-TEMPLATED = ("enigma_format",)  # the tasks that are asked in the chat template
+TEMPLATED = ("enigma_format", "enigma_adherence")  # the tasks that are asked in the chat template
+# Tasks that ask each item more than once, and the field that says how.
+REPEATED = {robustness.TASK: "condition", "enigma_adherence": "asked"}
 BASE = "base"
+GENERATED_CHOICE = ("gpqa_main_generative_n_shot", "gpqa_main_cot_zeroshot")
+NO_ANSWER = "[invalid]"  # what lm-eval's filters leave of a text without an answer
 ABLATION = "grpo"  # the arm, beside base, that every other arm is compared with
 LEVEL = 0.05
-PERMUTATIONS = 9999
 
 
 # ---- the stage -----------------------------------------------------------------------------------------------------
@@ -50,8 +55,8 @@ PERMUTATIONS = 9999
 
 @one_writer
 def run(profile, results) -> dict[str, pd.DataFrame]:
-    """Evaluate base and every arm; write and return the tables benchmarks, benchmark_items, benchmark_differences and
-    benchmark_speed (the last depends on the machine and is not for comparing).
+    """Evaluate base and every arm; write and return the tables benchmarks, benchmark_items, benchmark_differences,
+    robustness, adherence and benchmark_speed (the last depends on the machine and is not for comparing).
 
     One model is in memory at a time. Each model's scores are kept in runs/<run>/benchmark.json, so that an
     interrupted run resumes. Raises InputError, before a model is loaded, for an unknown task, missing data or an arm
@@ -70,7 +75,10 @@ def run(profile, results) -> dict[str, pd.DataFrame]:
         "benchmark_items": _stacked(scores, "items"),
         "benchmark_speed": _stacked(scores, "speed"),
     }
-    tables["benchmark_differences"] = differences(tables["benchmark_items"], seed=profile.seeds.bootstrap)
+    items, seed = tables["benchmark_items"], profile.seeds.bootstrap
+    tables["benchmark_differences"] = differences(items, seed=seed)
+    tables["robustness"] = robustness.summary(items, robustness.hints(), seed=seed)
+    tables["adherence"] = adherence(items)
     for name, table in tables.items():
         results.write_table(name, table, _captions(profile)[name])
     return tables
@@ -86,9 +94,10 @@ def _scored(profile, adapter: Path | None, path: Path, key: dict) -> dict:
     rows, items = evaluate(
         model, tokenizer, settings.tasks,
         limit=settings.limit, batch_size=settings.batch_size, seed=profile.seeds.evaluation,
+        log_samples=path.parent / "samples" if settings.log_samples else None,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    count = len(items[["task", "item"]].drop_duplicates())
+    count = len(items[["task", "part", "item"]].drop_duplicates())
     speed = pd.DataFrame([{"items": count, "seconds": seconds, "items_per_second": count / seconds}])
     del model
     gc.collect()
@@ -149,7 +158,8 @@ def _adapter(results, arm: str, seed: int | None) -> Path | None:
 def _stacked(scores: dict[tuple[str, int | None], dict], part: str) -> pd.DataFrame:
     frames = [pd.DataFrame({"arm": arm, "seed": seed} | kept[part]) for (arm, seed), kept in scores.items()]
     table = pd.concat([frame.astype({"seed": "Int64"}) for frame in frames], ignore_index=True)
-    return table.astype({"stderr": float}) if "stderr" in table else table
+    kinds = {"stderr": float, "answer": "Int64"}
+    return table.astype({column: kind for column, kind in kinds.items() if column in table})
 
 
 def _captions(profile) -> dict[str, str]:
@@ -157,11 +167,26 @@ def _captions(profile) -> dict[str, str]:
     return {
         "benchmarks": f"Benchmark scores by lm-eval, base and every arm on the same items ({items}, drawn by seed). "
         "stderr: standard error over items. chance: score of guessing evenly (0 for generated text). at_chance: chance "
-        "is not rejected at 0.05 (exact binomial test; for shares, within 1.96 standard errors).",
-        "benchmark_items": "Score of every item, the raw material of the paired comparisons.",
-        "benchmark_differences": "Paired differences over items to base and to grpo of the same seed. Interval: 95 % "
-        "bootstrap over items. p_value: exact McNemar test for scores of 0 or 1, else paired permutation test. p_holm: "
-        "corrected by Holm's method for all rows of the table. They tell chance of items, not of training seeds.",
+        "is not rejected at 0.05 (exact binomial test; for shares, within 1.96 standard errors). Where items are asked more "
+        "than once (robustness, adherence), n and stderr count items. Multiple choice by generated text (gpqa): chance "
+        "counts the texts from which an answer could be extracted.",
+        "benchmark_items": "Score of every item, the raw material of the paired comparisons. part: the condition "
+        "(robustness) or the principle (adherence) under which an item was asked. answer: number of the likeliest option.",
+        "benchmark_differences": "Paired differences over items to base and to grpo of the same seed; an item that is "
+        "asked more than once counts once, with its mean. Interval: 95 % bootstrap over items. p_value: exact McNemar test "
+        "for scores of 0 or 1, else paired permutation test. p_holm: corrected by Holm's method for all rows of the table. "
+        "They tell chance of items, not of training seeds.",
+        "robustness": "The same items under conditions that should not change an answer. Value: share of items answered "
+        "right; for consistency answered alike under all conditions, for worst_case right under all, for follows_hint "
+        "with the wrong option that the hint names; low, high: Wilson's 95 % interval. chance: even guessing, afresh each "
+        "time; independent: answers of these accuracies that have nothing to do with each other. A value of consistency "
+        "near independent is no robustness, and a high one with accuracy at chance is steadiness in guessing. Differences "
+        "are paired by item, to the original; same_answer: share answered as in it. Interval: 95 % bootstrap over items; "
+        "p_value: exact McNemar test; p_holm: Holm's method over the table.",
+        "adherence": "Share of pairs in which the response that follows the principle is the likelier (acc), and likelier "
+        "a letter (acc_norm): under the principle, under its antithesis, where the other response is right, and the mean "
+        "of both. A model that does not read the principle has a mean of exactly 0.5. Two pairs a principle say little "
+        "about one principle; the rows named all have the interval, a 95 % bootstrap over pairs.",
         "benchmark_speed": "Items a second, as measured on this machine; not for comparing across machines.",
     }
 
@@ -170,27 +195,58 @@ def _captions(profile) -> dict[str, str]:
 
 
 def evaluate(
-    model, tokenizer, tasks: Sequence[str], *, limit: int | None, batch_size: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    model, tokenizer, tasks: Sequence[str], *, limit: int | None, batch_size: int, seed: int,
+    log_samples: Path | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """(rows, items) of a causal language model in memory, scored as it is, adapters on or off.
 
-    rows: task, metric, value, stderr, n, chance, at_chance, one for each metric. items: task, item (row number in the
-    task's data), metric, value. `limit` items a task are drawn by `seed`, the same for every model; None takes all.
+    rows: task, metric, value, stderr, n, chance, at_chance, one for each metric. items: task, part (how an item of
+    `REPEATED` was asked, else None), item (its number; elsewhere the row number in the task's data), metric, value,
+    answer (the likeliest option, None for generated text). `limit` items a task are drawn by `seed`, the same for every
+    model; None takes all. `batch_size` prompts go through the model at a time. `log_samples`: a folder for one
+    samples_<task>.jsonl a task, in lm-eval's layout.
     Training mode of every module, the padding token and all random generators are afterwards as they were before.
     Raises InputError as `check_tasks` does.
     """
     with _undisturbed(model, tokenizer), _quiet():
         loaded = load_tasks(tasks, seed)
-        drawn = {name: draw_items(len(task.eval_docs), limit, seed) for name, task in loaded.items()}
+        drawn = {name: draw_rows(name, task.eval_docs, limit, seed) for name, task in loaded.items()}
         outputs = _run_harness(model, tokenizer, loaded, drawn, batch_size, seed)
     rows, items = [], []
     for name in loaded:
-        for metric, samples in _by_metric(outputs[name]["samples"]):
-            values = [(sample["doc_id"], float(sample[metric.split(",")[0]])) for sample in samples]
-            items += [{"task": name, "item": item, "metric": metric, "value": value} for item, value in values]
-            chances = [chance(name, metric, sample) for sample in samples]
-            rows.append({"task": name, "metric": metric} | _row(outputs[name]["scores"], metric, values, chances))
+        samples = outputs[name]["samples"]
+        if log_samples:
+            atomic_write_text(log_samples / f"samples_{name}.jsonl", sample_lines(samples))
+        for metric, chosen in _by_metric(samples):
+            found = [_item(name, metric, sample) for sample in chosen]
+            items += found
+            chances = [chance(name, metric, sample) for sample in chosen]
+            rows.append({"task": name, "metric": metric} | _row(outputs[name]["scores"], metric, found, chances))
     return pd.DataFrame(rows), pd.DataFrame(items)
+
+
+def sample_lines(samples: list[dict]) -> str:
+    """Logged samples as JSON lines with the fields that `lm-eval --log_samples` writes, in the order of the data."""
+    from lm_eval.utils import handle_non_serializable, sanitize_list
+
+    lines = []
+    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+        arguments = {f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(parts)}
+                     for i, parts in enumerate(sample["arguments"])}  # fmt: skip
+        texts = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
+        changed = {"target": str(sample["target"]), "arguments": arguments} | texts
+        lines.append(json.dumps(sample | changed, default=handle_non_serializable, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def draw_rows(task: str, docs, limit: int | None, seed: int) -> list[int]:
+    """`draw_items` over a task's data; of a task in `REPEATED` whole items, with all their rows."""
+    if task not in REPEATED:
+        return draw_items(len(docs), limit, seed)
+    numbers = list(docs["item"])
+    names = sorted(set(numbers))
+    drawn = {names[i] for i in draw_items(len(names), limit, seed)}
+    return [row for row, number in enumerate(numbers) if number in drawn]
 
 
 def draw_items(count: int, limit: int | None, seed: int) -> list[int]:
@@ -201,9 +257,13 @@ def draw_items(count: int, limit: int | None, seed: int) -> list[int]:
 def chance(task: str, metric: str, sample: dict) -> float:
     """The expected score of one logged sample under even guessing, in [0, 1]; 0 for generated text.
 
-    For mc2 the score of a model that finds all choices equally probable.
+    For mc2 the score of a model that finds all choices equally probable. For a choice that is extracted from generated
+    text, that of guessing where an answer was extracted, and 0 where none was: a score below one over the number of
+    choices then tells whether the model guessed or kept silent.
     """
     doc = sample["doc"]
+    if task in GENERATED_CHOICE:
+        return 0.0 if sample["filtered_resps"][0] == NO_ANSWER else 1 / len(doc["choices"])
     if metric == "mc2" or task == "truthfulqa_mc2":
         return float(np.mean(doc["mc2_targets"]["labels"]))
     if metric == "mc1":
@@ -223,11 +283,26 @@ def at_chance(values: Sequence[float], chances: Sequence[float], stderr: float) 
     return bool(abs(values.mean() - expected) <= 1.96 * stderr)
 
 
-def _row(scores: dict, metric: str, values: list[tuple[int, float]], chances: list[float]) -> dict:
+def _item(task: str, metric: str, sample: dict) -> dict:
+    doc, number = sample["doc"], sample["doc_id"]
+    part, item = (doc[REPEATED[task]], doc["item"]) if task in REPEATED else (None, number)
+    logps = [found[0] for found in sample["filtered_resps"]] if len(sample["arguments"]) > 1 else None
+    return {
+        "task": task, "part": part, "item": item, "metric": metric, "value": float(sample[metric.split(",")[0]]),
+        "answer": int(np.argmax(logps)) if logps else None,
+    }  # fmt: skip
+
+
+def _row(scores: dict, metric: str, items: list[dict], chances: list[float]) -> dict:
+    """lm-eval's score and standard error; the latter by items where lm-eval would count the repetitions of an item."""
     name = metric if "," in metric else f"{metric},none"
     value, error = scores[name], scores[name.replace(",", "_stderr,", 1)]
     stderr = float(error) if isinstance(error, int | float) else float("nan")
-    guessed = at_chance([score for _, score in values], chances, stderr)
+    table = pd.DataFrame(items)
+    values = table.groupby("item", sort=False)["value"].mean()
+    if len(values) < len(table):
+        stderr = float(values.sem())
+    guessed = at_chance(values, chances, stderr)
     return {"value": float(value), "stderr": stderr, "n": len(values), "chance": np.mean(chances), "at_chance": guessed}
 
 
@@ -266,14 +341,42 @@ def _run_harness(model, tokenizer, tasks: dict, drawn: dict[str, list[int]], bat
 
 @functools.cache
 def _language_model() -> type:
-    """lm-eval's model class, with this project's way of fitting messages to templates that know no system role."""
+    """lm-eval's model class, with this project's way of fitting messages to templates that know no system role, and
+    with each prompt read once for all of its choices."""
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     from enigma.prompts import fit_template
+    from enigma.scoring import completion_logprobs
 
     class LanguageModel(HFLM):
         def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
             return super().apply_chat_template(fit_template(self.tokenizer, chat_history), add_generation_prompt)
+
+        @torch.no_grad()
+        def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs=None) -> list:
+            """[(log-probability in nats, False)] of requests (texts, context ids, continuation ids). The second value,
+            whether the continuation is the greedy one, enters no mark of a known task and is not computed."""
+            prompts: dict[tuple[int, ...], list[int]] = {}
+            for place, (_, context, continuation) in enumerate(requests):
+                kept = context[-(self.max_length + 1 - len(continuation)) :]
+                prompts.setdefault(tuple(kept), []).append(place)
+            ordered = sorted(prompts, key=len, reverse=True)
+            found: dict[int, float] = {}
+            for start in range(0, len(ordered), self.batch_size_per_gpu):
+                batch = ordered[start : start + self.batch_size_per_gpu]
+                places = [place for prompt in batch for place in prompts[prompt]]
+                numbers = iter(range(len(places)))
+                groups = [[next(numbers) for _ in prompts[prompt]] for prompt in batch]
+                logps = completion_logprobs(
+                    self.model,
+                    [torch.tensor(prompt, device=self.device) for prompt in batch],
+                    [torch.tensor(requests[place][2], device=self.device) for place in places],
+                    groups,
+                ).logps.sum(-1)
+                for row, group in enumerate(groups):
+                    found |= {places[i]: logps[row, slot].item() for slot, i in enumerate(group)}
+            return [(found[place], False) for place in range(len(requests))]
 
     return LanguageModel
 
@@ -284,7 +387,7 @@ def _language_model() -> type:
 def differences(items: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Paired differences over items: every run minus base, and every other run minus `grpo` of the same seed.
 
-    `items`: arm, seed, task, item, metric, value. Returns arm, seed, versus, task, metric, difference (in the metric's
+    `items`: arm, seed, task, item, metric, value; rows of the same item are averaged first. Returns arm, seed, versus, task, metric, difference (in the metric's
     unit), low, high (95 % bootstrap over items), n (pairs), p_value, p_holm. `seed` seeds bootstrap and permutations.
     """
     runs = list(items[["arm", "seed"]].drop_duplicates().itertuples(index=False, name=None))
@@ -305,41 +408,46 @@ def differences(items: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def _scores(items: pd.DataFrame, arm: str, seed) -> pd.DataFrame:
     same_seed = items["seed"].isna() if pd.isna(seed) else (items["seed"] == seed).fillna(False)
-    return items.loc[(items["arm"] == arm) & same_seed, ["task", "item", "metric", "value"]]
+    chosen = items[(items["arm"] == arm) & same_seed]
+    # The repetitions of an item are not independent: they count once.
+    return chosen.groupby(["task", "item", "metric"], sort=False)["value"].mean().reset_index()
 
 
 def _compare(one: np.ndarray, other: np.ndarray, seed: int) -> dict:
-    interval = mean_interval(one - other, seed=seed)
+    interval = mean_interval(one - other, seed=seed, support=(-1, 1))
     ends = {"difference": interval.value, "low": interval.low, "high": interval.high}
     return ends | {"n": len(one), "p_value": paired_p_value(one, other, seed)}
 
 
-def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:
-    """Two-sided p-value of no difference between paired scores, both (n,), in [0, 1].
+# ---- adherence -----------------------------------------------------------------------------------------------------
 
-    Exact McNemar test where all scores are 0 or 1; else a permutation test that swaps the pairs (9,999 draws by
-    `seed`, or all swaps where there are fewer). 1 where no pair differs or there is only one.
+
+def adherence(items: pd.DataFrame) -> pd.DataFrame:
+    """The table `adherence`, from rows of benchmark_items: a row for each run, metric and principle, and one for all.
+
+    Columns: arm, seed, metric, principle, under_principle, under_antithesis, mean (shares of pairs in [0, 1]), low, high
+    (95 % bootstrap over pairs of `mean`, for all principles together), pairs.
     """
-    differ = one != other
-    if not differ.any() or len(one) == 1:
-        return 1.0
-    if np.isin([one, other], (0, 1)).all():
-        return float(scipy_stats.binomtest(int((one > other).sum()), int(differ.sum())).pvalue)
-    return float(
-        scipy_stats.permutation_test(
-            (one, other), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
-            n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed),
-        ).pvalue
-    )  # fmt: skip
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of (m,) p-values: smallest times m, next times m-1, ..., never falling, at most 1."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * steps))
-    return corrected
+    rows = []
+    asked = items[items["task"] == "enigma_adherence"]
+    for (arm, seed, metric), run in asked.groupby(["arm", "seed", "metric"], sort=False, dropna=False):
+        turned = run["part"].str.startswith("not ")
+        sides = {
+            side: run[chosen].assign(principle=run["part"].str.removeprefix("not ")).set_index(["principle", "item"])["value"]
+            for side, chosen in (("under_principle", ~turned), ("under_antithesis", turned))
+        }
+        pairs = pd.DataFrame(sides)
+        pairs["mean"] = pairs.mean(axis=1)
+        table = pairs.groupby(level="principle", sort=False).mean()
+        counts = pairs.groupby(level="principle", sort=False).size()
+        whole = mean_interval(pairs["mean"].to_numpy(), support=(0, 1))
+        table.loc["all"] = pairs.mean()
+        table = table.assign(low=np.nan, high=np.nan, pairs=[*counts, len(pairs)])
+        table.loc["all", ["low", "high"]] = whole.low, whole.high
+        rows.append(table.reset_index().assign(arm=arm, seed=seed, metric=metric))
+    columns = ["arm", "seed", "metric", "principle", "under_principle", "under_antithesis", "mean", "low", "high", "pairs"]
+    table = pd.concat(rows) if rows else pd.DataFrame(columns=columns)
+    return table[columns].astype({"seed": "Int64"}).reset_index(drop=True)
 
 
 # ---- tasks ---------------------------------------------------------------------------------------------------------
@@ -370,7 +478,9 @@ def load_tasks(names: Sequence[str], seed: int) -> dict:
 def _load_task(manager, name: str, folder: Path | None, seed: int):
     random.seed(seed)  # gpqa shuffles its choices while it loads
     try:
-        return manager.load([name])["tasks"][name]
+        task = manager.load([name])["tasks"][name]
+        _process_once(task)
+        return task
     except InputError:
         raise
     except Exception as error:  # whatever a loader raises over a file or a network that is not as it should be
@@ -387,6 +497,14 @@ def _load_task(manager, name: str, folder: Path | None, seed: int):
             f"{folder}: {name}: {files} did not load ({said}); expected the columns "
             f"{', '.join(EXTERNAL[name].columns)} in every row; mend the file"
         ) from error
+
+
+def _process_once(task) -> None:
+    """Process a task's data here and now. lm-eval does it afresh at each look, and gpqa's shuffles the choices: without
+    its cache, an answer would be marked by another order than the one that was asked."""
+    if (process := task.config.process_docs) is not None:
+        task.dataset = {split: process(rows) for split, rows in task.dataset.items()}
+        task.config.process_docs = task.fewshot_cfg.process_docs = None
 
 
 def _task_yaml(name: str, task: External, folder: Path | None) -> dict:

@@ -367,7 +367,7 @@ def _differences(axes: Axes, table, versus: str, rows, arms, styles, guessed) ->
     axes.set(xlim=(-limit, limit), xlabel="Difference in score")
 
 
-def _row_place(rows: list, key: tuple, arms: list[str], arm: str) -> float:
+def _row_place(rows: list, key: tuple | str, arms: list[str], arm: str) -> float:
     """Rows go down by one; the arms of a row are spread over two thirds of it, first arm on top."""
     return -rows.index(key) + 0.66 * (0.5 - (arms.index(arm) + 0.5) / len(arms))
 
@@ -710,6 +710,77 @@ def fig8_caption(creation: pd.DataFrame) -> str:
     )
 
 
+# ---------------------------------------------------------------- 9 robustness
+
+WHOLE = ("consistency", "worst_case", "follows_hint")  # rows of the table that belong to all conditions together
+
+
+@styled
+def fig9_robustness(robustness: pd.DataFrame) -> Figure:
+    """Accuracy by condition, its paired difference to the original, and what holds over all conditions, for each arm."""
+    numbers = ["value", "low", "high", "chance", "independent", "difference", "difference_low", "difference_high"]
+    means = _over_seeds(robustness, ["arm", "condition"], numbers)
+    arms = list(dict.fromkeys(means["arm"]))
+    styles = arm_styles(arms)
+    conditions = [name for name in dict.fromkeys(means["condition"]) if name not in WHOLE]
+    height = 1.1 + max(len(conditions), 4) * (0.16 + 0.1 * len(arms))
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, height), layout="constrained", width_ratios=[1.1, 1, 1])
+    scores, changes, whole = panels
+    for axes, letter, text in ((scores, "a", "Accuracy"), (changes, "b", "Difference to original"), (whole, "c", "All conditions")):
+        _title(axes, letter, text)
+    if means.empty:
+        for axes in panels:
+            _not_measured(axes)
+        return figure
+    for row in means.itertuples():
+        style = styles[row.arm]
+        if row.condition in WHOLE:
+            y = _row_place(list(WHOLE), row.condition, arms, row.arm)
+            _point(whole, row.value, y, row.low, row.high, *style)
+            expected = row.value - row.difference if row.condition == "follows_hint" else row.independent
+            whole.plot(expected, y, "|", color="black", ms=7)
+            continue
+        y = _row_place(conditions, row.condition, arms, row.arm)
+        _point(scores, row.value, y, row.low, row.high, *style, faint=row.low <= row.chance <= row.high)
+        if math.isfinite(row.difference):
+            _point(changes, row.difference, y, row.difference_low, row.difference_high, *style)
+    scores.axvline(float(means.iloc[0]["chance"]), color="black", ls=":", lw=1, zorder=0)
+    changes.axvline(0, color=GREY, lw=0.7, ls=":", zorder=0)
+    limit = max(abs(end) for end in changes.get_xlim())
+    changes.set(xlim=(-limit, limit), xlabel="Difference in accuracy")
+    for axes in (scores, whole):
+        axes.set(xlim=(-0.03, 1.03), xlabel="Share of items")
+    for axes, names in ((scores, conditions), (changes, []), (whole, WHOLE)):
+        axes.set_yticks([-y for y in range(len(names))], [name.replace("_", "\n", 1) for name in names])
+        count = len(names) or len(conditions)
+        axes.set_ylim(-count + 0.5, 0.5)
+        axes.tick_params(axis="y", length=0)
+        for y in range(1, count):
+            axes.axhline(0.5 - y, color="#dddddd", lw=0.6, zorder=0)
+    extra = [Line2D([], [], color="black", ls=":", lw=1, label="chance"),
+             Line2D([], [], color="black", marker="|", ls="", ms=7, label="expected (c)")]  # fmt: skip
+    _arm_legend(figure, styles, line=False, extra=extra)
+    return figure
+
+
+def fig9_caption(robustness: pd.DataFrame) -> str:
+    if robustness.empty:
+        return "Robustness was not measured: the profile does not name the task enigma_robustness."
+    rows = robustness[robustness["condition"].isin(WHOLE[:2])].groupby(["condition", "arm"], sort=False)
+    facts = {name: [] for name in WHOLE[:2]}
+    for (name, arm), values in rows[["value", "independent"]].mean().iterrows():
+        facts[name].append(f"{arm} {values['value']:.2f} ({values['independent']:.2f})")
+    return (
+        f"The same {int(robustness['n'].max())} items under seven conditions. (a) Accuracy with Wilson's 95% intervals; dotted: "
+        "chance; faint: not told from it. (b) Differences to the original prompt, paired by item, 95% bootstrap intervals, not "
+        "corrected (the table has Holm's p-values). (c) consistency: answered alike under all conditions; worst case: right "
+        "under all; follows hint: answered with the wrong option that the hint names. Upright marks: what answers "
+        "of the same accuracies would give if conditions had nothing to do with each other; for follows hint, the share that "
+        f"chose this option without the hint. Consistency (if independent): "
+        f"{', '.join(facts['consistency'])}; worst case: {', '.join(facts['worst_case'])}."
+    )
+
+
 # ---------------------------------------------------------------- reading, drawing, saving
 
 
@@ -737,6 +808,7 @@ FIGURES = {
     "fig6_legibility": Entry(fig6_legibility, fig6_caption, ("legibility",)),
     "fig7_claims": Entry(fig7_claims, fig7_caption, ("claims",)),
     "fig8_creation": Entry(fig8_creation, fig8_caption, ("creation",)),
+    "fig9_robustness": Entry(fig9_robustness, fig9_caption, ("robustness",)),
 }
 
 

@@ -59,6 +59,8 @@ NOTEBOOK_OF = {
     "benchmarks": "03_benchmark",
     "benchmark_differences": "03_benchmark",
     "benchmark_items": "03_benchmark",
+    "robustness": "03_benchmark",
+    "adherence": "03_benchmark",
     "benchmark_speed": "03_benchmark",
     "geometry": "04_geometry",
     "directions": "04_geometry",

@@ -21,6 +21,7 @@ import torch
 from enigma import benchmark
 from enigma.errors import InputError
 from enigma.results import Results
+from enigma.stats import holm, paired_p_value
 from enigma.tasks import generate
 from enigma.text import normalise
 
@@ -320,6 +321,166 @@ def test_every_model_is_asked_the_same_items(tokenizer):
     assert list(asked[0]["item"]) == list(asked[1]["item"]) == drawn * 2
 
 
+def test_a_limit_draws_whole_items_of_a_task_that_asks_each_more_than_once(tokenizer):
+    rows, items = benchmark.evaluate(
+        tiny_model(tokenizer), tokenizer, ["enigma_robustness", "enigma_adherence"], limit=3, batch_size=8, seed=4
+    )
+    for name, count, asked in (("enigma_robustness", 38, 7), ("enigma_adherence", 32, 2)):
+        found = items[(items["task"] == name) & items["metric"].eq("acc")]
+        assert sorted(set(found["item"])) == benchmark.draw_items(count, 3, seed=4)
+        assert (found.groupby("item")["part"].nunique() == asked).all() and len(found) == 3 * asked
+    assert (rows["n"] == 3).all()
+
+
+def test_standard_error_counts_items_and_not_their_repetitions(tokenizer):
+    rows, items = benchmark.evaluate(tiny_model(tokenizer), tokenizer, ["enigma_robustness"], limit=6, batch_size=8, seed=1)
+    means = items.groupby("item")["value"].mean()
+    assert rows["value"].item() == pytest.approx(means.mean())
+    assert rows["stderr"].item() == pytest.approx(means.std(ddof=1) / math.sqrt(6))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_shared_prompts_give_lm_evals_own_log_probabilities(tokenizer, batch_size):
+    """The packed forward against HFLM's own, one row for each choice."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = with_adapter(tiny_model(tokenizer), seed=3)
+    texts = [("Question: a?\nAnswer:", " yes"), ("Question: a?\nAnswer:", " no, it is not"), ("b", " c"), ("b", " c")]
+    texts += [("a longer prompt than all of the others", " y" * 9)]
+    requests = [SimpleNamespace(args=pair) for pair in texts]
+    named = dict(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
+    expected, found = (kind(**named).loglikelihood(requests, disable_tqdm=True) for kind in (HFLM, benchmark._language_model()))
+    assert [logp for logp, _ in found] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_of_its_choices(tokenizer):
+    model, sizes = tiny_model(tokenizer), []
+    forward = model.forward
+    model.forward = lambda *arguments, **named: sizes.append(named["input_ids"].shape[0]) or forward(*arguments, **named)
+    benchmark.evaluate(model, tokenizer, ["enigma_reasoning"], limit=10, batch_size=4, seed=0)
+    assert sizes == [4, 4, 2]  # ten prompts, not forty texts
+
+
+def test_answers_are_the_likeliest_options(tokenizer):
+    model = tiny_model(tokenizer)
+    _, items = benchmark.evaluate(model, tokenizer, ["enigma_robustness", "enigma_format"], limit=2, batch_size=4, seed=0)
+    assert items[items["task"] == "enigma_format"]["answer"].isna().all()
+    rows = generate.read(generate.FOLDER / "robustness.jsonl")
+    documents = {(row["item"], row["condition"]): row for row in rows}
+    for row in items[items["task"] == "enigma_robustness"].itertuples():
+        document = documents[row.item, row.part]
+        logps = [log_probability(model, tokenizer, document["prompt"], f" {choice}") for choice in document["choices"]]
+        assert row.answer == int(np.argmax(logps)) and row.value == float(row.answer == document["gold"])
+
+
+# ---- adherence -----------------------------------------------------------------------------------------------------
+
+ADHERENCE = generate.read(generate.FOLDER / "adherence.jsonl")
+
+
+def test_each_principle_of_the_default_pool_has_pairs_of_its_own():
+    from enigma.principles import load_pool
+
+    assert Counter(pair["principle"] for pair in ADHERENCE) == {principle.name: 2 for principle in load_pool("default")}
+    assert all(principle.antithesis for principle in load_pool("default"))
+    asked = [json.loads(line)["question"] for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    own = {normalise(pair["question"]) for pair in ADHERENCE}
+    assert len(own) == len(ADHERENCE) and not own & {normalise(question) for question in asked}
+
+
+def test_responses_of_a_pair_differ_but_not_in_length():
+    lengths = {side: [len(" ".join(pair[side])) for pair in ADHERENCE] for side in ("follows", "breaks")}
+    for pair, follows, breaks in zip(ADHERENCE, *lengths.values(), strict=True):
+        assert pair["follows"] != pair["breaks"]
+        if pair["principle"] != "be-brief":  # which is about length; the antithesis makes up for it
+            assert 0.9 < follows / breaks < 1.1
+
+
+def test_adherence_prompts_are_those_of_training_with_a_principle(tokenizer):
+    from enigma.principles import load_pool
+    from enigma.profile import load_profile
+    from enigma.prompts import messages
+
+    default = load_profile("cpu").prompts
+    task = benchmark.load_tasks(["enigma_adherence"], 0)["enigma_adherence"]
+    pool = {principle.name: principle for principle in load_pool("default")}
+
+    def render(chat):
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+    documents = list(task.eval_docs)
+    assert len(documents) == 2 * len(ADHERENCE)
+    for document, pair in zip(documents[::2], ADHERENCE, strict=True):
+        chat = messages(pair["question"], pool[pair["principle"]].text, default.placement, default.demonstration)
+        assert task.fewshot_context(document, 0, chat_template=render) == render(chat)
+        follows, breaks = document["choices"]
+        assert pair["follows"][1] in follows and pair["breaks"][1] in breaks and document["gold"] == 0
+    for principle, antithesis in zip(documents[::2], documents[1::2], strict=True):
+        assert principle["choices"] == antithesis["choices"] and antithesis["gold"] == 1
+        assert antithesis["principle"] == pool[principle["asked"]].antithesis
+
+
+def test_a_model_that_does_not_read_the_principle_adheres_to_exactly_one_half(tokenizer):
+    model = tiny_model(tokenizer)
+
+    def by_length(self, requests, **_):
+        """Log-probability by the continuation alone: the longer, the less."""
+        return [(-float(len(continuation)), False) for _, _, continuation in requests]
+
+    kind = type("Deaf", (benchmark._language_model(),), {"_loglikelihood_tokens": by_length})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_language_model", lambda: kind)
+        rows, items = benchmark.evaluate(model, tokenizer, ["enigma_adherence"], limit=None, batch_size=8, seed=0)
+    assert rows["value"].tolist() == [0.5, 0.5] and rows["at_chance"].all() and (rows["chance"] == 0.5).all()
+    table = benchmark.adherence(items.assign(arm="base", seed=pd.NA))
+    assert (table["mean"] == 0.5).all() and len(table) == 2 * 17
+    brief = table[(table["principle"] == "be-brief") & (table["metric"] == "acc")]
+    assert brief[["under_principle", "under_antithesis", "pairs"]].values.tolist() == [[1.0, 0.0, 2]]
+
+
+# ---- sample logs ---------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_logged_on_request_in_the_layout_of_lm_eval(tokenizer, tmp_path):
+    from lm_eval.loggers import EvaluationTracker
+
+    outputs = {}
+
+    def watched(*arguments):
+        outputs.update(run(*arguments))
+        return outputs
+
+    run = benchmark._run_harness
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_run_harness", watched)
+        _, items = benchmark.evaluate(
+            tiny_model(tokenizer), tokenizer, ["enigma_reasoning", "enigma_format"], limit=3, batch_size=4, seed=0,
+            log_samples=tmp_path / "samples",
+        )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "samples_enigma_format.jsonl", "samples_enigma_reasoning.jsonl"
+    ]  # fmt: skip
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    tracker.date_id = "2025"  # set by lm-eval when it writes the scores
+    for name in outputs:
+        ours = generate.read(tmp_path / "samples" / f"samples_{name}.jsonl")
+        tracker.save_results_samples(name, outputs[name]["samples"])
+        (path,) = (tmp_path / "theirs").rglob(f"samples_{name}_*.jsonl")
+        assert ours == sorted(generate.read(path), key=lambda sample: sample["doc_id"])
+        assert [sample["doc_id"] for sample in ours] == sorted(set(items[items["task"] == name]["item"]))
+
+
+def test_no_samples_are_logged_unasked(stage):
+    profile, results, _ = stage
+    benchmark.run(profile, results)
+    assert not list(results.runs.rglob("samples*"))
+    profile.benchmarks.log_samples, profile.hash = True, "1" * 16  # another text of the profile
+    benchmark.run(profile, results)
+    assert sorted(path.parent.parent.name for path in results.runs.rglob("samples_enigma_reasoning.jsonl")) == [
+        "base", "enigma_high-s0", "grpo-s0"
+    ]  # fmt: skip
+
+
 # ---- the user's data folder ----------------------------------------------------------------------------------------
 
 
@@ -336,7 +497,7 @@ def data_folder(tmp_path, monkeypatch):
     with (tmp_path / "gpqa" / "gpqa_main.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["Question", "Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3))])
-        writer.writerows([f"Which, {i}?", f"right {i}", "a", "b", "c"] for i in range(6))
+        writer.writerows([f"Which, {i}?", f"right {i}", "one", "two", "three"] for i in range(6))
     monkeypatch.setenv("ENIGMA_DATA", str(tmp_path))
     return tmp_path
 
@@ -378,6 +539,51 @@ def test_gsm8k_is_generated_with_chance_zero_and_both_filters(tokenizer, data_fo
     rows, _ = benchmark.evaluate(tiny_model(tokenizer), tokenizer, ["gsm8k"], limit=1, batch_size=1, seed=0)
     assert set(rows["metric"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert (rows["chance"] == 0).all()
+
+
+@pytest.mark.parametrize("name", benchmark.GENERATED_CHOICE)
+def test_gpqa_is_generated_and_its_answer_extracted(tokenizer, data_folder, name):
+    """Six made-up questions, answered by somebody who sees the prompt, each in another way."""
+    seen = []
+
+    def generate_until(self, requests, **_):
+        seen.extend(request.args[0] for request in requests)
+        right = [re.search(r"\((.)\) right", text)[1] for text in seen]
+        wrong = "A" if right[2] != "A" else "B"
+        return [
+            f"The answer is ({right[0]}).", f"So it must be ({right[1]})", f"The answer is ({wrong}).", "I do not know.", "",
+            f"The answer is ({right[5]}).",
+        ]  # fmt: skip
+
+    kind = type("Scripted", (benchmark._language_model(),), {"generate_until": generate_until})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_language_model", lambda: kind)
+        rows, items = benchmark.evaluate(tiny_model(tokenizer), tokenizer, [name], limit=None, batch_size=1, seed=0)
+    assert all(f"Which, {i}?" in text and "(D)" in text for i, text in enumerate(seen))
+    row = rows.set_index("metric")
+    assert scores(items, "exact_match,strict-match") == {0: 1, 1: 0, 2: 0, 3: 0, 4: 0, 5: 1}
+    assert scores(items, "exact_match,flexible-extract") == {0: 1, 1: 1, 2: 0, 3: 0, 4: 0, 5: 1}
+    # Guessing is right for a quarter of the texts that hold an answer: three, and four for the flexible filter.
+    assert row["chance"].to_dict() == pytest.approx(
+        {"exact_match,strict-match": 3 / 4 / 6, "exact_match,flexible-extract": 4 / 4 / 6}
+    )
+    assert items["answer"].isna().all()
+
+
+def test_gpqa_answers_are_marked_by_the_order_in_which_they_were_asked(tokenizer, data_folder):
+    """Who finds the right letter in the prompt is right every time. lm-eval shuffles anew at each look at the data."""
+
+    def by_prompt(self, requests, **_):
+        right = [re.search(r"(\(.\)) right", context)[1] for (context, _), _, _ in requests]
+        return [(float(text.strip() == letter), False) for ((_, text), _, _), letter in zip(requests, right, strict=True)]
+
+    kind = type("Oracle", (benchmark._language_model(),), {"_loglikelihood_tokens": by_prompt})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_language_model", lambda: kind)
+        rows, _ = benchmark.evaluate(
+            tiny_model(tokenizer), tokenizer, ["gpqa_main_zeroshot"], limit=None, batch_size=1, seed=0
+        )
+    assert rows["value"].tolist() == [1.0, 1.0]
 
 
 def test_order_of_gpqa_answers_depends_on_the_seed_alone(data_folder):
@@ -472,21 +678,28 @@ def test_no_arm_but_base_gives_an_empty_table():
 
 def test_shares_are_tested_by_swapping_pairs():
     # Five positive differences: of 32 sign patterns two are as extreme.
-    assert benchmark.paired_p_value(np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.full(5, 0.1), seed=0) == pytest.approx(2 / 32)
+    assert paired_p_value(np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.full(5, 0.1), seed=0) == pytest.approx(2 / 32)
     rng = np.random.default_rng(0)
     shifted = rng.random(200)
-    assert benchmark.paired_p_value(shifted + 0.1 * rng.random(200), shifted, seed=0) < 0.001
+    assert paired_p_value(shifted + 0.1 * rng.random(200), shifted, seed=0) < 0.001
 
 
 def test_one_pair_says_nothing():
-    assert benchmark.paired_p_value(np.array([0.2]), np.array([0.7]), seed=0) == 1.0
-    assert benchmark.paired_p_value(np.array([0.0]), np.array([1.0]), seed=0) == 1.0
+    assert paired_p_value(np.array([0.2]), np.array([0.7]), seed=0) == 1.0
+    assert paired_p_value(np.array([0.0]), np.array([1.0]), seed=0) == 1.0
 
 
 def test_holm_by_hand():
-    corrected = benchmark.holm(np.array([0.04, 0.01, 0.03, 0.6]))
+    corrected = holm(np.array([0.04, 0.01, 0.03, 0.6]))
     assert corrected.tolist() == pytest.approx([0.09, 0.04, 0.09, 0.6])
-    assert benchmark.holm(np.array([0.5, 0.9])).tolist() == [1.0, 1.0]
+    assert holm(np.array([0.5, 0.9])).tolist() == [1.0, 1.0]
+
+
+def test_repetitions_of_an_item_count_once():
+    """Seven conditions of four items are four pairs, not twenty-eight."""
+    once = pd.concat([frame("base", None, [0.2, 0.4, 0.1, 0.3]), frame("grpo", 0, [0.5, 0.6, 0.4, 0.9])])
+    thrice = pd.concat([once.assign(value=once["value"] + shift) for shift in (-0.1, 0.0, 0.1)])
+    pd.testing.assert_frame_equal(benchmark.differences(thrice, seed=0), benchmark.differences(once, seed=0), rtol=1e-9)
 
 
 # ---- the stage -----------------------------------------------------------------------------------------------------
@@ -499,7 +712,7 @@ def stage(tokenizer, tmp_path, monkeypatch):
 
     profile = SimpleNamespace(
         name="tiny", hash="0" * 16, text="", model=SimpleNamespace(source="random", id=None),
-        benchmarks=SimpleNamespace(tasks=["enigma_reasoning", "enigma_truthfulness"], limit=4, batch_size=4),
+        benchmarks=SimpleNamespace(tasks=["enigma_reasoning", "enigma_truthfulness"], limit=4, batch_size=4, log_samples=False),
         seeds=SimpleNamespace(initialisation=0, evaluation=1, bootstrap=2, model_dump=dict),
         runs=lambda: [("grpo", 0), ("enigma_high", 0)],
     )  # fmt: skip
@@ -525,10 +738,12 @@ def test_stage_writes_its_tables_in_the_order_of_the_arms(stage):
     assert list(written.columns) == ["arm", "seed", "task", "metric", "value", "stderr", "n", "chance", "at_chance"]
     assert list(dict.fromkeys(written["arm"])) == ["base", "grpo", "enigma_high"] and len(written) == 12
     assert written[written["arm"] == "base"]["seed"].isna().all()
-    assert list(results.read_table("benchmark_items").columns) == ["arm", "seed", "task", "item", "metric", "value"]
+    items = results.read_table("benchmark_items")
+    assert list(items.columns) == ["arm", "seed", "task", "part", "item", "metric", "value", "answer"]
     differences = results.read_table("benchmark_differences")
     assert len(differences) == 12 and set(differences["versus"]) == {"base", "grpo"}
     assert list(differences.columns[-3:]) == ["n", "p_value", "p_holm"]
+    assert tables["robustness"].empty and tables["adherence"].empty  # no such task in this profile
     assert (tables["benchmark_speed"]["items"] == 8).all() and (tables["benchmark_speed"]["items_per_second"] > 0).all()
 
 

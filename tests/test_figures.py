@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from enigma import claims, figures
+from enigma import claims, figures, robustness
 from enigma.errors import InputError
 from enigma.profile import load_profile
 from enigma.results import Results
@@ -153,7 +153,37 @@ def all_tables(arms, seeds, tmp_path, profile):
         "sufficiency": sufficiency(), "training": training(arms, seeds), "benchmarks": rows,
         "benchmark_differences": differences, "geometry": geometry(arms, seeds), "directions": directions(arms, seeds),
         "legibility": legibility(arms, seeds), "claims": claims_table(tmp_path, profile), "creation": creation(),
+        "robustness": robustness_table(arms, seeds),
     }  # fmt: skip
+
+
+def robustness_table(arms, seeds):
+    """Forty items answered at random, with an accuracy that grows with the arm's level, by the stage's own summary."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"arm": arm, "seed": None if arm == "base" else seed, "task": robustness.TASK, "part": name, "item": item,
+         "metric": "acc", "value": float(answer == 0), "answer": answer}
+        for arm in ["base", *arms] for seed in range(1 if arm == "base" else seeds)
+        for name in robustness.CONDITIONS for item in range(40)
+        for answer in [0 if rng.random() < 0.4 + 0.5 * max(LEVELS[arm], 0) else int(rng.integers(1, 4))]
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows).astype({"seed": "Int64", "answer": "Int64"})
+    return robustness.summary(frame, dict.fromkeys(range(40), 1), seed=0)
+
+
+def test_robustness_shows_every_condition_and_what_independence_would_give():
+    table = robustness_table(THREE, 1)
+    figure = figures.fig9_robustness(table)
+    drawn = texts(figure).replace("\n", "_")
+    assert all(name in drawn for name in table["condition"])
+    marks = [line for line in figure.axes[2].lines if line.get_marker() == "|"]
+    hinted = table[table["condition"] == "follows_hint"]
+    expected = [*table["independent"].dropna(), *(hinted["value"] - hinted["difference"])]
+    assert sorted(float(line.get_xdata()[0]) for line in marks) == pytest.approx(sorted(expected))
+    worst = table[(table["condition"] == "worst_case") & (table["arm"] == "base")].iloc[0]
+    assert f"worst case: base {worst['value']:.2f} ({worst['independent']:.2f})" in figures.fig9_caption(table)
+    assert texts(figures.fig9_robustness(table.iloc[:0])).count("not measured") == 3
+    assert "not measured" in figures.fig9_caption(table.iloc[:0])
 
 
 def creation():

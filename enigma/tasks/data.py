@@ -9,6 +9,7 @@ import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
 from enigma.errors import InputError
+from enigma.principles import load_pool
 from enigma.prompts import messages
 from enigma.questions import load_questions
 from enigma.rewards import graded_format, strict_format
@@ -25,6 +26,27 @@ def truthfulness(**_) -> dict[str, datasets.Dataset]:
 def reasoning(**_) -> dict[str, datasets.Dataset]:
     """The items that `generate.reasoning` wrote."""
     return {"test": datasets.Dataset.from_list(read(FOLDER / "reasoning.jsonl"))}
+
+
+def robustness(**_) -> dict[str, datasets.Dataset]:
+    """The items under every condition that `generate.robustness` wrote."""
+    return {"test": datasets.Dataset.from_list(read(FOLDER / "robustness.jsonl"))}
+
+
+def adherence(**_) -> dict[str, datasets.Dataset]:
+    """Each pair of responses twice: under a principle of the default pool, and under its antithesis."""
+    pool = {principle.name: principle for principle in load_pool("default")}
+    rows = []
+    for number, pair in enumerate(read(FOLDER / "adherence.jsonl")):
+        principle = pool[pair["principle"]]
+        asked = [(principle.name, principle.text), (f"not {principle.name}", principle.antithesis)]
+        choices = [f"<reasoning>{thought}</reasoning>\n<answer>{answer}</answer>"
+                   for thought, answer in (pair["follows"], pair["breaks"])]  # fmt: skip
+        rows += [
+            {"item": number, "asked": name, "principle": text, "question": pair["question"], "choices": choices, "gold": gold}
+            for gold, (name, text) in enumerate(asked)
+        ]
+    return {"test": datasets.Dataset.from_list(rows)}
 
 
 def heldout_questions(**_) -> dict[str, datasets.Dataset]:
@@ -54,13 +76,15 @@ def format_marks(doc: dict, results: list[str]) -> dict[str, float]:
     return {"graded_format": graded_format(results[0]), "strict_format": float(strict_format(results[0]))}
 
 
-class FormatTask(ConfigurableTask):
-    """A generated task whose prompt is the chat of `enigma.prompts`, as in training, without a principle."""
+class ChatTask(ConfigurableTask):
+    """A task whose prompt is the chat of `enigma.prompts`, as in training: under the document's principle, if it has one."""
 
     def __init__(self, config: dict):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def fewshot_context(self, doc: dict, num_fewshot: int, *, chat_template=None, **_) -> str:
         if chat_template is None:
-            raise InputError("enigma_format: found no chat template, expected one; run lm-eval with --apply_chat_template")
-        return chat_template(messages(doc["question"]))
+            raise InputError(
+                f"{self.config.task}: found no chat template, expected one; run lm-eval with --apply_chat_template"
+            )
+        return chat_template(messages(doc["question"], doc.get("principle")))

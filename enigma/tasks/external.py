@@ -14,7 +14,7 @@ from pathlib import Path
 
 from enigma.errors import InputError
 
-OWN_TASKS = ("enigma_reasoning", "enigma_truthfulness", "enigma_format")
+OWN_TASKS = ("enigma_reasoning", "enigma_truthfulness", "enigma_format", "enigma_robustness", "enigma_adherence")
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,21 @@ class External:
 
 _TRUTHFULQA = {"validation": "truthfulqa/multiple_choice.jsonl"}
 _LAYOUT = ("question", "mc1_targets", "mc2_targets")
+_GPQA = (
+    {"train": "gpqa/gpqa_main.csv"},
+    ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+    "CC-BY-4.0",
+)
 EXTERNAL = {
     "truthfulqa_mc1": External("truthfulqa/truthfulqa_mc1.yaml", _TRUTHFULQA, _LAYOUT, "Apache-2.0"),
     "truthfulqa_mc2": External("truthfulqa/truthfulqa_mc2.yaml", _TRUTHFULQA, _LAYOUT, "Apache-2.0"),
     "gsm8k": External(
         "gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}, ("question", "answer"), "MIT"
     ),
-    "gpqa_main_zeroshot": External(
-        "gpqa/zeroshot/gpqa_main_zeroshot.yaml",
-        {"train": "gpqa/gpqa_main.csv"},
-        ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-        "CC-BY-4.0",
-    ),
+    # Multiple choice; and generated text with the answer extracted, from a worked-out thought or without one.
+    "gpqa_main_zeroshot": External("gpqa/zeroshot/gpqa_main_zeroshot.yaml", *_GPQA),
+    "gpqa_main_generative_n_shot": External("gpqa/generative/gpqa_main_generative_n_shot.yaml", *_GPQA),
+    "gpqa_main_cot_zeroshot": External("gpqa/cot_zeroshot/gpqa_main_cot_zeroshot.yaml", *_GPQA),
 }
 
 

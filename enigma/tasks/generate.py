@@ -1,9 +1,10 @@
-"""Writes `reasoning.jsonl`, and orders the choices of `truthfulness.jsonl`.
+"""Writes `reasoning.jsonl` and `robustness.jsonl`, and orders the choices of `truthfulness.jsonl`.
 
-    python -m enigma.tasks.generate          # rewrites both files; without a change of rule they stay the same bytes
+    python -m enigma.tasks.generate          # rewrites the files; without a change of rule they stay the same bytes
 
 The reasoning items are questions of reasoning-gym with its own answers. The wrong choices are ours: what
-somebody gets who stops a step early, slips by one or mixes up two operands. Source of both files: our choice.
+somebody gets who stops a step early, slips by one or mixes up two operands. The robustness items are a sample of both
+other files under the perturbations of `enigma.robustness`. Source of all files: our choice.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from enigma.robustness import can_be_misspelt, documents
+
 FOLDER = Path(__file__).parent
 SEED = 20251013
 PER_DATASET = 16
 CHOICES = 4
+ROBUST_PER_DATASET = 2
+ROBUST_TRUTHFULNESS = 20
 
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 RELATIONS = [
@@ -169,6 +174,21 @@ def ordered(row: dict) -> dict:
     }
 
 
+def robustness(reasoning_rows: Iterable[dict], truthfulness_rows: Iterable[dict]) -> list[dict]:
+    """A seeded sample of both kinds of items under every condition. Left out is a question without a word to misspell,
+    so that no condition is the original in disguise."""
+    rng = random.Random(SEED)
+    by_source: dict[str, list[dict]] = {}
+    for row in filter(can_be_misspelt, reasoning_rows):
+        by_source.setdefault(row["source"], []).append(row)
+    true = [
+        {"question": row["question"], "choices": row["mc1_targets"]["choices"], "gold": row["mc1_targets"]["labels"].index(1)}
+        for row in truthfulness_rows
+    ]
+    drawn = [row for rows in by_source.values() for row in rng.sample(rows, ROBUST_PER_DATASET)]
+    return documents([*drawn, *rng.sample([row for row in true if can_be_misspelt(row)], ROBUST_TRUTHFULNESS)])
+
+
 def read(path: Path) -> list[dict]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -182,6 +202,10 @@ def dump(rows: Iterable[dict]) -> str:
 if __name__ == "__main__":
     from enigma.results import atomic_write_text
 
-    truthfulness = FOLDER / "truthfulness.jsonl"
-    atomic_write_text(FOLDER / "reasoning.jsonl", dump(reasoning()))
-    atomic_write_text(truthfulness, dump(ordered(row) for row in read(truthfulness)))
+    files = {
+        "reasoning": reasoning(),
+        "truthfulness": [ordered(row) for row in read(FOLDER / "truthfulness.jsonl")],
+    }
+    files["robustness"] = robustness(files["reasoning"], files["truthfulness"])
+    for name, rows in files.items():
+        atomic_write_text(FOLDER / f"{name}.jsonl", dump(rows))
