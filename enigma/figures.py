@@ -409,24 +409,26 @@ def fig3_caption(benchmarks: pd.DataFrame, benchmark_differences: pd.DataFrame) 
 
 @styled
 def fig4_geometry(geometry: pd.DataFrame) -> Figure:
-    """Fisher-Rao distance, and curves over layers of eight measures: between the models, of each cloud, of principles."""
+    """Fisher-Rao distance, and curves over layers of ten measures: between the models, of each cloud, of principles."""
     styles = arm_styles(geometry["arm"])
     shown = [
         ("displacement", "Displacement / state norm"),
         ("sinkhorn", "Sinkhorn divergence"),
-        ("cka_distance", "1 - linear CKA"),
+        ("cka_distance", "1 − linear CKA"),
+        ("principal_angle", "Largest principal angle (rad)"),
         ("effective_rank", "Effective rank"),
+        ("participation_ratio", "Participation ratio"),
         ("intrinsic_dimension", "Intrinsic dimension (TwoNN)"),
-        ("anisotropy", "Anisotropy"),
+        ("anisotropy", "Anisotropy (mean cosine)"),
         ("separability", "Principles: between / within"),
         ("probe_accuracy", "Principles: probe accuracy"),
     ]
     table = pd.concat([geometry, _cka_distance(geometry)], ignore_index=True)
-    figure, grid = plt.subplots(3, 3, figsize=(WIDTH, 5.6), layout="constrained")
-    first, *others = grid.flat
+    figure, grid = plt.subplots(4, 3, figsize=(WIDTH, 6.8), layout="constrained")
+    first, *others, rest = grid.flat
     _title(first, "a", "Fisher-Rao distance (rad)")
     _distances(first, geometry[geometry["measure"] == "fisher_rao"], styles)
-    for letter, axes, (measure, text) in zip("bcdefghi", others, shown, strict=True):
+    for letter, axes, (measure, text) in zip("bcdefghijk", others, shown, strict=True):
         _title(axes, letter, text)
         chosen = table[(table["measure"] == measure) & table["value"].notna()]
         if chosen.empty:
@@ -436,8 +438,15 @@ def fig4_geometry(geometry: pd.DataFrame) -> Figure:
             _layer_curve(axes, base, *ARMS["base"])
         for arm, of_arm in chosen.groupby("arm", sort=False):
             _layer_curve(axes, of_arm, *styles[arm])
-    for axes in grid[-1]:
+        if measure in ("displacement", "sinkhorn", "principal_angle"):
+            axes.set_ylim(bottom=0)
+        elif measure == "separability":  # a ratio, with its interval on the logarithm
+            axes.set_yscale("log")
+        elif measure == "probe_accuracy":
+            axes.set_ylim(0, 1.05)
+    for axes in others[-3:]:  # the lowest of each column
         axes.set_xlabel("Layer")
+    rest.axis("off")
     if geometry["measure"].str.endswith("_base").any():
         styles = {"base": ARMS["base"]} | styles
     _arm_legend(figure, styles, line=True)
@@ -465,8 +474,7 @@ def _distances(axes: Axes, table: pd.DataFrame, styles: dict) -> None:
     means = _over_seeds(table, ["arm"], ["value", "low", "high"])
     for y, row in enumerate(means.itertuples()):
         _point(axes, row.value, -y, row.low, row.high, *styles[row.arm])
-    axes.set_yticks([-y for y in range(len(means))], means["arm"])
-    axes.set(ylim=(-len(means) + 0.4, 0.6), xlabel="Distance to base (0 to π)")
+    axes.set(ylim=(-len(means) + 0.4, 0.6), yticks=[], xlabel="Distance to base (0 to π)")
     axes.set_xlim(left=0)
 
 
@@ -488,9 +496,11 @@ def fig4_caption(geometry: pd.DataFrame) -> str:
     facts = "; ".join(f"{row.arm} {interval_text(row.value, row.low, row.high)}" for row in means.itertuples())
     return (
         "Geometry of trained arms against the untrained model, same held-out prompts and token ids. (a) Fisher-Rao distance "
-        "between next-token distributions, at most π. (b) to (d) between the two models' states, by layer; (e) to (g) of each "
-        "model's states; (h, i) how well principles in the prompt can be told from the states. Grey: the untrained model, "
-        "one curve for each principle set where that matters. Bands and bars: 95% intervals over prompts, seeds averaged. "
+        "between next-token distributions, at most π. (b) to (e) between the two models' states, by layer; (f) to (i) of "
+        "each model's states; (j, k) how well principles in the prompt can be told from the states. Grey: the untrained "
+        "model, one curve for each principle set where that matters. Bands and bars: 95% intervals over prompts (bootstrap "
+        "for means, jackknife for measures of a cloud), seeds averaged. All arms read the same prompts, so bands that "
+        "overlap do not by themselves mean that arms agree. "
         f"Fisher-Rao distance: {facts or 'not measured'}."
     )
 
@@ -509,7 +519,7 @@ def fig5_directions(directions: pd.DataFrame) -> Figure:
     )
     for letter, axes, (arm, (colour, marker)) in zip("abcdefghij", grid.flat, styles.items(), strict=False):
         table = directions[(directions["arm"] == arm) & directions["observed"].notna()]
-        _title(axes, letter, arm if table.empty else f"{arm}, p = {joint_p_value(table):.2g}")
+        _title(axes, letter, arm if table.empty else f"{arm}, joint p = {joint_p_value(table):.2g}")
         if table.empty:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=GREY, style="italic")
             continue
@@ -517,17 +527,19 @@ def fig5_directions(directions: pd.DataFrame) -> Figure:
     for axes in list(grid.flat)[len(styles) :]:
         axes.axis("off")
     for axes in grid[:, 0]:
-        axes.set_ylabel("Share of energy")
+        axes.set_ylabel("Share of displacement energy")
     for axes in list(grid.flat)[: len(styles)][-columns:]:  # the lowest panel of each column
         axes.set_xlabel("Layer")
         axes.tick_params(labelbottom=True)
     handles = [
         Line2D([], [], color=GREY, marker="o", ls="", label="observed, p < 0.05"),
         Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="observed, p ≥ 0.05"),
-        Line2D([], [], color="black", ls="--", lw=0.8, label="mean of random subspaces"),
-        Patch(color="#cccccc", label="their central 95%"),
+        Patch(color="#cccccc", label="as many principles drawn from the pool, 95%"),
+        Line2D([], [], color="black", ls="--", lw=0.8, label="their mean"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    if _has(directions, "isotropic"):
+        handles.append(Line2D([], [], color="black", ls=":", lw=0.8, label="any directions"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, handlelength=1.4, columnspacing=1.2)
     return figure
 
 
@@ -539,7 +551,12 @@ def _direction_panel(axes: Axes, table: pd.DataFrame, colour: str, marker: str) 
                       yerr=_errors(means["null_mean"], means["null_low"], means["null_high"]))  # fmt: skip
     axes.fill_between(layers, means["null_low"], means["null_high"], color="#cccccc", lw=0)
     axes.plot(layers, means["null_mean"], color="black", ls="--", lw=0.8)
+    if _has(table, "isotropic"):
+        axes.plot(layers, table.groupby("layer")["isotropic"].mean(), color="black", ls=":", lw=0.8)
     axes.plot(layers, means["observed"], color=colour, lw=0.8)
+    if _has(table, "observed_low"):
+        ends = _errors(table["observed"], table["observed_low"], table["observed_high"])
+        axes.errorbar(table["layer"], table["observed"], yerr=ends, fmt="none", color=colour, **INTERVAL)
     for row in table.itertuples():
         face = colour if row.p_value < 0.05 else "white"
         axes.plot(row.layer, row.observed, marker, color=colour, mfc=face, ms=3.5, mew=0.8)
@@ -550,8 +567,10 @@ def fig5_caption(directions: pd.DataFrame) -> str:
     facts = ", ".join(f"{arm} {joint_p_value(rows):.2g}" for arm, rows in measured.groupby("arm", sort=False))
     return (
         "Principles as directions: share of the energy of the displacement (trained minus untrained hidden states, held-out "
-        "prompts) in the span of the arm's principle directions, by layer, against random subspaces of equal dimension. "
-        f"p: twice the median over layers, the largest over seeds: {facts}."
+        "prompts) in the span of the arm's principle directions, by layer, with 95% intervals over prompts. The direction of "
+        "a principle is what being told it does to the untrained model's states. Null, by permutation: the spans of as many "
+        "principles drawn from the whole pool. Dotted: what a span of directions without any preference would hold. "
+        f"Joint p, twice the median over layers and the largest over seeds: {facts}."
     )
 
 

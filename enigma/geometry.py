@@ -258,17 +258,23 @@ def _matrix(name: str, x) -> np.ndarray:
 
 
 def jackknife_interval(
-    statistic: Callable[[np.ndarray], float], owner, *, positive: bool = False, level: float = 0.95
+    statistic: Callable[[np.ndarray], float],
+    owner,
+    *,
+    positive: bool = False,
+    support: tuple[float, float] = (-math.inf, math.inf),
+    level: float = 0.95,
 ) -> Interval:
     """Delete-a-group jackknife: `statistic(keep)` of all rows, with a t interval over groups of whole units.
 
     owner: (n,), the unit (prompt) of each row. `keep` is a boolean (n,). Units are dealt to at most eight groups,
     each left out once; the standard error is sqrt((g - 1)/g sum_j (value_j - mean)^2). A `positive` statistic (a rank,
-    a ratio) gets its interval on the logarithm, so that the ends stay positive.
+    a ratio) gets its interval on the logarithm, so that the ends stay positive. Ends are cut to `support`, the smallest
+    and the largest value that the statistic can have.
     """
     if positive:
         logarithm = jackknife_interval(lambda keep: float(np.log(statistic(keep))), owner, level=level)
-        return Interval(*np.exp(logarithm).tolist())
+        return Interval(*np.clip(np.exp(logarithm), *support).tolist())
     units, group = np.unique(np.asarray(owner), return_inverse=True)
     value = statistic(np.ones(len(group), dtype=bool))
     groups = min(JACKKNIFE_GROUPS, len(units))
@@ -277,7 +283,7 @@ def jackknife_interval(
     left_out = np.array([statistic(group % groups != j) for j in range(groups)])
     error = math.sqrt((groups - 1) / groups * ((left_out - left_out.mean()) ** 2).sum())
     reach = float(stats.t.ppf((1 + level) / 2, groups - 1)) * error
-    return Interval(value, value - reach, value + reach)
+    return Interval(value, *np.clip([value - reach, value + reach], *support).tolist())
 
 
 # ---- reading states ------------------------------------------------------------------------------------------------
@@ -511,12 +517,13 @@ class _Base:
         adapter = _adapter(self.results.run_folder(arm, seed))
         model, _ = load_policy(self.profile.model, adapter, seed=self.profile.seeds.initialisation)
         base, clouds, distances = _read_pair(model, material)
+        distance = mean_interval(distances, seed=material.bootstrap_seed, support=(0, math.pi))
         told = _read_told(model, material, self.sets[name])
         self.cloud_rows = self.cloud_rows or _cloud_rows(base, material, "_base")
         directions, projection = self._direction_rows(base, clouds, self.sets[name])
         return {
             "geometry": [
-                [material.layers[-1], "fisher_rao", *mean_interval(distances, seed=material.bootstrap_seed)],
+                [material.layers[-1], "fisher_rao", *distance],
                 *_paired_rows(clouds, base, material, spec.subspace),
                 *_cloud_rows(clouds, material, ""),
                 *self.cloud_rows,
@@ -640,13 +647,17 @@ def _paired_rows(arm: Clouds, base: Clouds, material: Material, subspace: int) -
         x, y = arm.tokens[i], base.tokens[i]
         few = [torch.from_numpy(cloud[::2]) for cloud in (x, y)]
         measures = {
-            "displacement": mean_interval(moved[:, i], seed=material.bootstrap_seed),
+            "displacement": mean_interval(moved[:, i], seed=material.bootstrap_seed, support=(0, math.inf)),
             "sinkhorn": jackknife_interval(
-                lambda keep, few=few: sinkhorn_divergence(few[0][keep], few[1][keep]).item(), owner[::2]
+                lambda keep, few=few: sinkhorn_divergence(few[0][keep], few[1][keep]).item(),
+                owner[::2],
+                support=(0, math.inf),
             ),
-            "cka": jackknife_interval(lambda keep, x=x, y=y: linear_cka_debiased(x[keep], y[keep]), owner),
+            "cka": jackknife_interval(
+                lambda keep, x=x, y=y: linear_cka_debiased(x[keep], y[keep]), owner, support=(-1, 1)
+            ),
             "principal_angle": jackknife_interval(
-                lambda keep, x=x, y=y: principal_angles(x[keep], y[keep], subspace)[0], owner
+                lambda keep, x=x, y=y: principal_angles(x[keep], y[keep], subspace)[0], owner, support=(0, math.pi / 2)
             ),
         }
         rows += [[layer, name, *interval] for name, interval in measures.items()]
@@ -658,8 +669,9 @@ def _cloud_rows(clouds: Clouds, material: Material, suffix: str) -> list[list]:
     rows = []
     for layer, x in zip(material.layers, clouds.tokens, strict=True):
         for measure in (effective_rank, participation_ratio, anisotropy, intrinsic_dimension):
+            options = {"support": (-1, 1)} if measure is anisotropy else {"positive": True}
             interval = jackknife_interval(
-                lambda keep, x=x, measure=measure: measure(x[keep]), material.owner, positive=measure is not anisotropy
+                lambda keep, x=x, measure=measure: measure(x[keep]), material.owner, **options
             )
             rows.append([layer, measure.__name__ + suffix, *interval])
     return rows
@@ -674,7 +686,7 @@ def _told_rows(told: np.ndarray, material: Material, suffix: str) -> list[list]:
         x = (told[:, :, i] - told[:, :, i].mean(0)).reshape(count * prompts, -1)
         ratio = jackknife_interval(lambda keep, x=x: variance_ratio(x[keep], labels[keep]), groups, positive=True)
         hits = probe_hits(x, labels, groups).reshape(count, prompts).mean(0)
-        accuracy = mean_interval(hits, seed=material.bootstrap_seed)
+        accuracy = mean_interval(hits, seed=material.bootstrap_seed, support=(0, 1))
         rows += [[layer, f"separability{suffix}", *ratio], [layer, f"probe_accuracy{suffix}", *accuracy]]
     return rows
 
@@ -685,6 +697,7 @@ def _share_interval(displacement: np.ndarray, effects: np.ndarray, step: int) ->
         lambda keep: displacement_share(displacement[keep], effects[:, keep[::step]].mean(1)),
         np.arange(len(displacement)),
         positive=True,
+        support=(0, 1),
     )
 
 

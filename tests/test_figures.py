@@ -85,8 +85,8 @@ def benchmarks(arms, seeds):
 
 def geometry(arms, seeds, layers=range(3, 31, 3)):
     rows = []
-    shapes = {"displacement": 0.1, "sinkhorn": 0.02, "cka": 0.9, "effective_rank": 40, "participation_ratio": 10,
-              "anisotropy": 0.5, "intrinsic_dimension": 12, "separability": 0.3, "probe_accuracy": 0.6}  # fmt: skip
+    shapes = {"displacement": 0.1, "sinkhorn": 0.02, "cka": 0.9, "principal_angle": 0.15, "effective_rank": 40,
+              "participation_ratio": 10, "anisotropy": 0.5, "intrinsic_dimension": 12, "separability": 0.3, "probe_accuracy": 0.6}  # fmt: skip
     for arm in arms:
         for seed in range(seeds):
             rows.append([arm, seed, max(layers), "fisher_rao", 0.6 + 0.3 * LEVELS[arm], 0.05])

@@ -328,6 +328,13 @@ def test_jackknife_of_a_mean_is_the_classical_interval(rng):
     assert interval == pytest.approx((values.mean(), low, high))
 
 
+def test_jackknife_ends_are_cut_to_what_the_statistic_can_be(rng):
+    values = rng.random(8) / 10
+    plain = jackknife_interval(lambda keep: values[keep].mean() - 0.04, np.arange(8))
+    cut = jackknife_interval(lambda keep: values[keep].mean() - 0.04, np.arange(8), support=(0, 1))
+    assert plain.low < 0 and cut == (plain.value, 0, plain.high)
+
+
 def test_jackknife_of_a_positive_statistic_is_that_of_its_logarithm(rng):
     values = rng.standard_normal(8)
     plain = jackknife_interval(lambda keep: values[keep].mean(), np.arange(8))
