@@ -3,6 +3,7 @@
 # make test        set up, lint, test
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes
+# make verify      recompute the committed tables and compare; AGAINST=DIR: with a rerun's too
 # make bench       time and memory of the trainer against named peers, into benchmarks/
 # make lab         JupyterLab on the notebooks
 # make clean       remove the environment and what tools left behind; results stay
@@ -22,7 +23,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 
-.PHONY: reproduce setup test smoke bench lab clean
+.PHONY: reproduce setup test smoke verify bench lab clean
 
 reproduce: setup
 	$(RUN) -m enigma run $(PROFILE) $(if $(LAUNCH),--launch "$(LAUNCH)") $(if $(JOBS),--jobs $(JOBS))
@@ -51,6 +52,9 @@ test: setup
 
 smoke: setup
 	$(RUN) -m enigma run smoke
+
+verify: setup
+	$(RUN) -m enigma verify $(PROFILE) $(if $(AGAINST),--against $(AGAINST))
 
 bench: setup
 	$(RUN) -m benchmarks

@@ -1,4 +1,4 @@
-"""Command line: `python -m enigma check|run|train|status|sufficiency|create|cite|fetch`.
+"""Command line: `python -m enigma check|run|train|status|sufficiency|create|report|verify|cite|fetch`.
 
 A command is one function of the parsed arguments that returns an exit status (None for 0), entered in `_parser`.
 """
@@ -68,9 +68,13 @@ def run(args: argparse.Namespace) -> int:
 
     _say_how(args)
     try:
-        print(pipeline.run(args.profile, args.results, first=args.first, last=args.last))
+        folder = pipeline.run(args.profile, args.results, first=args.first, last=args.last)
     except pipeline.StageFailed as error:
         return _refuse(args, error, 1)
+    # Once more, now that the record has the last stage's own cost.
+    if (Path(args.results) / Path(folder).name / "report.html").is_file():
+        report(args)
+    print(folder)
     return 0
 
 
@@ -174,8 +178,36 @@ def create(args: argparse.Namespace) -> None:
     print(results.tables / "created_principles.yaml")
 
 
+def report(args: argparse.Namespace) -> None:
+    """Write the index, the page report.html and the machine-readable record anew, from the files that are there."""
+    from enigma.profile import load_profile
+    from enigma.report import publish
+    from enigma.results import Results
+
+    profile = load_profile(args.profile)
+    for path in publish(profile, Results(profile, args.results)):
+        print(path)
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Recompute the tables that need no model, compare with what is there, and print what differs."""
+    from enigma import verify as verification
+    from enigma.profile import load_profile
+    from enigma.results import Results
+
+    profile = load_profile(args.profile)
+    results = Results(profile, args.results)
+    told, differs = verification.check(profile, results)
+    if args.against is not None:
+        rerun = verification.compare(results, Results(profile, args.against))
+        told, differs = told + rerun[0], differs + rerun[1]
+    print(f"{results.folder}:", *told, sep="\n  ")
+    print(*(f"differs: {line}" for line in differs), f"{len(differs) or 'no'} differences", sep="\n")
+    return 1 if differs else 0
+
+
 def cite(args: argparse.Namespace) -> None:
-    """Print a figure's caption, file, hash, commit and BibTeX, and the paper's."""
+    """Print the caption, file, hash, commit and BibTeX of a figure or table, and the paper's."""
     from enigma.profile import load_profile
     from enigma.results import Results
 
@@ -240,8 +272,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("principles", help="a YAML file with a list under principles:")
     command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
     command.add_argument("--results", default="results", metavar="DIR", help="where to write (default: results)")
+    command = add(report, "write report.html and its record anew")
+    command.add_argument("profile", nargs="?", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
+    command = add(verify, "recompute the tables and compare")
+    command.add_argument("profile", nargs="?", default="cpu", help="a name or a path to a YAML file (default: cpu)")
+    command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
+    command.add_argument("--against", metavar="DIR", help="compare also with a rerun, as written by run --results DIR")
     command = add(cite, "how to cite a figure and the paper")
-    command.add_argument("figure", help="for example fig2_training")
+    command.add_argument("figure", help="for example fig2, fig2_training or claims")
     command.add_argument("--profile", default="cpu", help="a name or a path to a YAML file (default: cpu)")
     command.add_argument("--results", default="results", metavar="DIR", help="where to look (default: results)")
     command = add(readme, "write the measured numbers into README.md")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from . import steadiness
+from . import setting, steadiness
 from .results import atomic_write_text, claims_view, interval_text, markdown_table
 from .runlock import one_writer
 from .stats import Interval, mean_interval
@@ -553,13 +553,16 @@ def _row(entry: Claim, finding: Finding) -> list:
 
 @one_writer
 def run(profile, results) -> pd.DataFrame:
-    """Judge, and write the table `claims`, where training was measured also `steadiness`, and tables/claims.tex."""
+    """Judge, and write the tables `setting`, `claims` (also as LaTeX and Markdown) and, where training was measured,
+    `steadiness`."""
+    results.write_table("setting", setting.table(profile), setting.CAPTION)
     if results.has_table("training"):
         steadiness.run(profile, results)
     table = judge(profile, results)
     inputs = [name for name in INPUTS if results.has_table(name)]
     path = results.write_table("claims", table, CAPTION, inputs=inputs)
     atomic_write_text(path.with_suffix(".tex"), to_latex(table))
+    atomic_write_text(path.with_suffix(".md"), to_markdown(table))
     return table
 
 

@@ -1,4 +1,4 @@
-"""The numbers of the README, rendered from the tables that were measured.
+"""What is rendered from the tables that were measured: the numbers of the README, and each results folder's own report.
 
 A block in README.md stands between `<!-- measured:NAME -->` and `<!-- end -->`; `update_readme` writes every block anew,
 and a test holds that the committed README equals what the committed tables render to.
@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from enigma import crate, page
 from enigma.errors import InputError
 from enigma.profile import load_profile
 from enigma.results import atomic_write_text, claims_view, interval_text, markdown_table
+from enigma.setting import table as setting_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- measured:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def publish(profile, results) -> list[Path]:
+    """Write README.md, report.html and ro-crate-metadata.json of a results folder, in this order: the last hashes all.
+
+    Raises InputError where run.json or a sidecar is missing or damaged.
+    """
+    return [results.write_index(), page.write(profile, results), crate.write(profile, results)]
 
 
 def update_readme(path: Path, results) -> Path:
@@ -41,6 +51,11 @@ def render(text: str, results) -> str:
         return f"{match[1]}\n{BLOCKS[match[2]](results).strip()}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)
+
+
+def setting(results) -> str:
+    """The paper's setting beside this profile's."""
+    return markdown_table(setting_table(results.profile))
 
 
 def costs(results) -> str:
@@ -125,4 +140,4 @@ def sweep(results) -> str:
     return markdown_table(pd.DataFrame(rows))
 
 
-BLOCKS = {"costs": costs, "learning": learning, "claims": claims, "benchmarks": benchmarks, "sweep": sweep}
+BLOCKS = {"costs": costs, "learning": learning, "claims": claims, "benchmarks": benchmarks, "sweep": sweep, "setting": setting}

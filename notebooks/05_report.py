@@ -21,7 +21,7 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import claims, figures
+from enigma import claims, figures, report
 from enigma.profile import load_profile
 from enigma.results import Results
 
@@ -43,7 +43,8 @@ for row in table.itertuples():
     print(f"{row.id} {row.verdict}\n  rule: {row.rule}\n  note: {row.note}\n")
 
 # %% [markdown]
-# The run record, and an index of everything that was written.
+# The run record, and what is read without a kernel: an index, the page `report.html`, and a record for other programs.
 
 # %%
-print(results.write_record().name, results.write_index().name)
+for path in [results.write_record(), *report.publish(experiment, results)]:
+    print(path.name)
