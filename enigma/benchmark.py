@@ -135,6 +135,7 @@ def _data_hash(task: str) -> str:
     """sha256 over the files that a task's items come from; "hub" where lm-eval fetches them."""
     if task in OWN_TASKS:
         paths = sorted(path for path in TASKS.iterdir() if path.suffix in (".jsonl", ".yaml", ".py"))
+        paths += [TASKS.parent / "pools" / "default.yaml", TASKS.parent / "data" / "questions.jsonl"]
     elif (folder := data_folder()) is None:
         return "hub"
     else:
@@ -280,7 +281,7 @@ def at_chance(values: Sequence[float], chances: Sequence[float], stderr: float) 
     values, expected = np.asarray(values), float(np.mean(chances))
     if np.isin(values, (0, 1)).all():
         return bool(scipy_stats.binomtest(int(values.sum()), len(values), expected).pvalue >= LEVEL)
-    return bool(abs(values.mean() - expected) <= 1.96 * stderr)
+    return not abs(values.mean() - expected) > 1.96 * stderr  # one value has no standard error, and rejects nothing
 
 
 def _item(task: str, metric: str, sample: dict) -> dict:

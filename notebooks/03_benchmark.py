@@ -73,8 +73,8 @@ figures.make(experiment, results, "fig9_robustness");
 tables["adherence"].query("principle == 'all'")
 
 # %%
-tables["adherence"].query("metric == 'acc' and principle != 'all'").pivot(
-    index="principle", columns=["arm", "seed"], values="mean"
+tables["adherence"].query("metric == 'acc' and principle != 'all'").pivot_table(
+    index="principle", columns="arm", values="mean", sort=False
 )
 
 # %% [markdown]

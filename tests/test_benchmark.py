@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +262,7 @@ def test_chance_is_rejected_only_by_what_lies_outside_its_range():
     assert not benchmark.at_chance([1.0] * 36 + [0.0] * 64, coin, 0.04)  # p = 0.015
     assert not benchmark.at_chance([1.0] * 10 + [0.0] * 90, coin, 0.04)
     assert benchmark.at_chance([0.5, 0.3], [0.4, 0.4], 0.1) and not benchmark.at_chance([0.5, 0.7], [0.4, 0.4], 0.1)
+    assert benchmark.at_chance([0.9], [0.5], math.nan)
     assert benchmark.at_chance([0.0] * 5, [0.0] * 5, 0.0) and not benchmark.at_chance([1.0] + [0.0] * 4, [0.0] * 5, 0.2)
 
 
@@ -346,7 +348,7 @@ def test_shared_prompts_give_lm_evals_own_log_probabilities(tokenizer, batch_siz
 
     model = with_adapter(tiny_model(tokenizer), seed=3)
     texts = [("Question: a?\nAnswer:", " yes"), ("Question: a?\nAnswer:", " no, it is not"), ("b", " c"), ("b", " c")]
-    texts += [("a longer prompt than all of the others", " y" * 9)]
+    texts += [("a longer prompt than all of the others", " y" * 9), ("beyond what the model can hold " * 80, " y")]
     requests = [SimpleNamespace(args=pair) for pair in texts]
     named = dict(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
     expected, found = (kind(**named).loglikelihood(requests, disable_tqdm=True) for kind in (HFLM, benchmark._language_model()))
@@ -762,6 +764,25 @@ def test_stage_resumes_and_never_reuses_scores_of_other_weights(stage, tokenizer
     profile.seeds.evaluation += 1
     benchmark.run(profile, results)
     assert loaded[4:] == ["base", "grpo-s0", "enigma_high-s0"]
+
+
+def test_scores_belong_to_the_files_that_items_come_from(tmp_path, monkeypatch, data_folder):
+    package = tmp_path / "enigma"
+    shutil.copytree(benchmark.TASKS.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(benchmark, "TASKS", package / "tasks")
+    places = {
+        "tasks/robustness.jsonl": "enigma_robustness", "tasks/enigma_adherence.yaml": "enigma_adherence",
+        "pools/default.yaml": "enigma_adherence", "data/questions.jsonl": "enigma_format",
+    }  # fmt: skip
+    for file, task in places.items():
+        before = benchmark._data_hash(task)
+        with (package / file).open("a") as changed:
+            changed.write("\n")
+        assert benchmark._data_hash(task) != before
+    before = benchmark._data_hash("gpqa_main_generative_n_shot")
+    with (data_folder / "gpqa" / "gpqa_main.csv").open("a") as changed:
+        changed.write("Which, 6?,right 6,one,two,three\n")
+    assert benchmark._data_hash("gpqa_main_generative_n_shot") != before
 
 
 def test_stage_asks_for_the_training_notebook_before_anything_is_loaded(stage):
