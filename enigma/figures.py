@@ -25,6 +25,7 @@ from matplotlib.patches import Patch
 from scipy import stats
 
 from .claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, joint_p_value
+from .prediction import TOO_FEW
 from .results import interval_text
 
 WIDTH = 7.0  # inches, two columns of a paper
@@ -800,6 +801,118 @@ def fig9_caption(robustness: pd.DataFrame) -> str:
     )
 
 
+# ---------------------------------------------------------------- 10 stability of the selection
+
+
+@styled
+def fig10_stability(selection_stability: pd.DataFrame, test_retest: pd.DataFrame) -> Figure:
+    """How often each principle is selected when the questions are drawn again, and SI on two halves of the questions."""
+    table = selection_stability.assign(si=(selection_stability["si_first"] + selection_stability["si_second"]) / 2)
+    table = table.sort_values("si").reset_index(drop=True)
+    figure, (shares, halves) = plt.subplots(
+        1, 2, figsize=(WIDTH, 1.3 + 0.16 * max(len(table), 10)), layout="constrained", width_ratios=[1.25, 1]
+    )
+    sides = {"high": (ARMS["enigma_high"][0], 1), "low": (ARMS["enigma_low"][0], -1)}
+    for name, (colour, sign) in sides.items():
+        for y, row in table.iterrows():
+            chosen = row["chosen"] == name
+            shares.barh(y, sign * row[f"in_{name}"], color=colour if chosen else "white", edgecolor=colour, height=0.7)
+    shares.axvline(0, color=GREY, lw=0.7)
+    shares.set_yticks(range(len(table)), table["principle"])
+    shares.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="Share of resamples: in the low set | in the high set")
+    shares.set_xticklabels(["1", "0.5", "0", "0.5", "1"])
+    _title(shares, "a", "Selection, questions drawn again")
+
+    for row in table.itertuples():
+        colour = sides[row.chosen][0] if row.chosen in sides else GREY
+        marker = {"high": "^", "low": "v"}.get(row.chosen, "o")
+        halves.plot(row.si_first, row.si_second, marker, color=colour)
+    ends = (min(halves.get_xlim()[0], halves.get_ylim()[0]), max(halves.get_xlim()[1], halves.get_ylim()[1]))
+    halves.plot(ends, ends, color=GREY, lw=0.7, ls=":", zorder=0)
+    halves.set(xlim=ends, ylim=ends, aspect="equal", xlabel="SI, half of the questions", ylabel="SI, other half")
+    row = test_retest[test_retest["span"] == "reasoning"].iloc[0]
+    _title(halves, "b", f"Retest: {interval_text(row['correlation'], row['low'], row['high'])}")
+    handles = [Patch(facecolor=colour, edgecolor=colour, label=f"in the {name} set") for name, (colour, _) in sides.items()]
+    handles.append(Patch(facecolor="white", edgecolor=GREY, label="not chosen"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
+
+
+def fig10_caption(selection_stability: pd.DataFrame, test_retest: pd.DataFrame) -> str:
+    row = test_retest[test_retest["span"] == "reasoning"].iloc[0]
+    kept = [
+        f"{selection_stability.loc[selection_stability['chosen'] == name, f'in_{name}'].mean():.0%} ({name})"
+        for name in ("high", "low")
+    ]
+    return (
+        f"Would other questions select the same principles? (a) Share of {int(selection_stability['resamples'].iloc[0])} bootstrap "
+        "resamples of the questions in which each principle is in the set of highest or lowest SI; filled: in the set that was "
+        f"chosen. Its members return in {' and '.join(kept)} of the resamples on average. (b) SI of each principle on two "
+        f"disjoint halves of {int(row['questions_per_half'])} questions, one split. Rank correlation over all splits, with its "
+        f"95% interval: {interval_text(row['correlation'], row['low'], row['high'])}; stepped up to all questions "
+        f"(Spearman-Brown): {interval_text(row['full'], row['full_low'], row['full_high'])}."
+    )
+
+
+# ---------------------------------------------------------------- 11 does SI predict?
+
+OUTCOME_LABELS = {
+    "reward_roughness": "Roughness of the reward",
+    "benchmarks": "Benchmarks, gain over base",
+    "reward_drawdown": "Drawdown of the reward",
+    "grad_norm_cv": "Variation of gradient norm",
+}
+
+
+@styled
+def fig11_prediction(prediction_points: pd.DataFrame, prediction: pd.DataFrame) -> Figure:
+    """Each set's SI against what its arm's training did, every point named, the verdict in the title."""
+    figure, grid = plt.subplots(2, 2, figsize=(WIDTH, 4.6), layout="constrained")
+    styles = arm_styles(prediction_points["arm"])
+    rows = prediction[prediction["predictor"] == "si"].set_index("outcome")
+    for letter, axes, (outcome, label) in zip("abcd", grid.flat, OUTCOME_LABELS.items(), strict=True):
+        if not _has(prediction_points, outcome):
+            _title(axes, letter, label)
+            _not_measured(axes)
+            continue
+        for arm, part in prediction_points.groupby("arm", sort=False):
+            colour, marker = styles[arm]
+            if len(part) > 1:
+                axes.plot(part["si"], part[outcome], ".", color=colour, alpha=FAINT)
+            centre = (part["si"].iloc[0], part[outcome].mean())
+            axes.plot(*centre, marker, color=colour, ms=5)
+            axes.annotate(arm, centre, xytext=(4, 4), textcoords="offset points", fontsize=6.5, color=colour)
+        found = rows.loc[outcome]
+        text = interval_text(found["correlation"], found["low"], found["high"])
+        _title(axes, letter, f"rank correlation {text}" if np.isfinite(found["correlation"]) else "no rank correlation")
+        axes.set(xlabel="SI of the set, untrained model", ylabel=label)
+        axes.margins(x=0.22, y=0.18)
+    figure.suptitle(prediction_title(prediction), fontsize=9)
+    return figure
+
+
+def prediction_title(prediction: pd.DataFrame) -> str:
+    """What the two deciding outcomes say, in one line."""
+    rows = prediction[prediction["predictor"] == "si"].set_index("outcome")
+    deciding = {"steadiness": rows.loc["reward_roughness"], "benchmarks": rows.loc["benchmarks"]}
+    if all(row["verdict"] == TOO_FEW for row in deciding.values()):
+        return f"Does SI predict? {int(max(row['sets'] for row in deciding.values()))} sets are too few to tell"
+    return "; ".join(f"{name}: SI {row['verdict']}" for name, row in deciding.items()).replace(f"SI {TOO_FEW}", TOO_FEW)
+
+
+def fig11_caption(prediction_points: pd.DataFrame, prediction: pd.DataFrame) -> str:
+    texts = []
+    for row in prediction[prediction["predictor"] == "si"].itertuples():
+        p = f", p = {row.p_value:.2g}" if np.isfinite(row.p_value) else ""
+        found = interval_text(row.correlation, row.low, row.high)
+        texts.append(f"{OUTCOME_LABELS[row.outcome].lower()} {found.replace('not measured', 'none')}{p}, {row.verdict}")
+    return (
+        f"{prediction_title(prediction)}. Arms that differ in their principles alone ({prediction_points['set'].nunique()} sets, "
+        f"{prediction_points['seed'].nunique()} seeds; small points: seeds). SI of the set on the questions that chose it. "
+        "Spearman's correlation over sets, signed so that above zero favours the claim: " + "; ".join(texts) + "."
+    )
+
+
 # ---------------------------------------------------------------- reading, drawing, saving
 
 
@@ -828,6 +941,8 @@ FIGURES = {
     "fig7_claims": Entry(fig7_claims, fig7_caption, ("claims",)),
     "fig8_creation": Entry(fig8_creation, fig8_caption, ("creation",)),
     "fig9_robustness": Entry(fig9_robustness, fig9_caption, ("robustness",)),
+    "fig10_stability": Entry(fig10_stability, fig10_caption, ("selection_stability", "test_retest")),
+    "fig11_prediction": Entry(fig11_prediction, fig11_caption, ("prediction_points", "prediction")),
 }
 
 

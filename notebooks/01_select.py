@@ -46,6 +46,19 @@ table[(table.level == "principle") & (table.span == "reasoning")].sort_values("s
 figures.make(experiment, results, "fig1_sufficiency");
 
 # %% [markdown]
+# Would other questions select the same principles? How often each is chosen when the questions are drawn again, and how
+# well the ranking on one half of the questions agrees with the ranking on the other.
+
+# %%
+figures.make(experiment, results, "fig10_stability");
+
+# %%
+tables["selection_stability"].sort_values("in_high", ascending=False)
+
+# %%
+tables["test_retest"]
+
+# %% [markdown]
 # The sets that stage 2 trains on.
 
 # %%

@@ -21,7 +21,7 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import claims, figures, report
+from enigma import claims, figures, prediction, report
 from enigma.profile import load_profile
 from enigma.results import Results
 
@@ -34,6 +34,15 @@ table[["id", "claim", "measure", "value", "low", "high", "verdict", "paper"]]
 
 # %%
 figures.make(experiment, results, "fig7_claims");
+
+# %% [markdown]
+# Does SI, measured before training, predict steadiness and benchmarks? One point for each set that an arm was trained on.
+
+# %%
+prediction.run(experiment, results)["prediction"]
+
+# %%
+figures.make(experiment, results, "fig11_prediction");
 
 # %% [markdown]
 # How each verdict came about.

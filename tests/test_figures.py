@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from enigma import claims, figures, robustness
+from enigma import claims, figures, prediction, robustness
 from enigma.errors import InputError
 from enigma.profile import load_profile
 from enigma.results import Results
@@ -153,6 +153,7 @@ def all_tables(arms, seeds, tmp_path, profile):
         "sufficiency": sufficiency(), "training": training(arms, seeds), "benchmarks": rows,
         "benchmark_differences": differences, "geometry": geometry(arms, seeds), "directions": directions(arms, seeds),
         "legibility": legibility(arms, seeds), "claims": claims_table(tmp_path, profile), "creation": creation(),
+        **stability(), **prediction_tables(min(len(arms), 3) if seeds == 1 else 6, seeds),
         "robustness": robustness_table(arms, seeds),
     }  # fmt: skip
 
@@ -184,6 +185,52 @@ def test_robustness_shows_every_condition_and_what_independence_would_give():
     assert f"worst case: base {worst['value']:.2f} ({worst['independent']:.2f})" in figures.fig9_caption(table)
     assert texts(figures.fig9_robustness(table.iloc[:0])).count("not measured") == 3
     assert "not measured" in figures.fig9_caption(table.iloc[:0])
+
+
+def stability():
+    random = np.random.default_rng(0)
+    chosen = ["high"] * 4 + ["low"] * 4 + [""] * (len(NAMES) - 8)
+    si = random.uniform(0.3, 0.9, len(NAMES))
+    table = pd.DataFrame({"principle": NAMES, "chosen": chosen, "in_high": random.uniform(0, 0.6, len(NAMES)),
+                          "in_low": random.uniform(0, 0.4, len(NAMES)), "resamples": 200, "sets": 4845,
+                          "si_first": si, "si_second": si + 0.1 * random.normal(size=len(NAMES))})  # fmt: skip
+    retest = {"span": "reasoning", "principles": len(NAMES), "questions_per_half": 6, "correlation": 0.28, "low": -0.02,
+              "high": 0.53, "full": 0.44, "full_low": -0.04, "full_high": 0.69}  # fmt: skip
+    return {"selection_stability": table, "test_retest": pd.DataFrame([retest])}
+
+
+def prediction_tables(sets, seeds, slope=-1.0):
+    """`sets` sets in order of SI; roughness falls by `slope`, the other outcomes are noise."""
+    random = np.random.default_rng(1)
+    rows = [
+        {"arm": f"enigma_q{i}", "set": str(i), "seed": seed, "si": 0.5 + 0.08 * i, "si_heldout": 0.4 + 0.08 * i,
+         "reward_roughness": 0.3 + slope * 0.04 * i + 0.005 * random.normal(),
+         **{name: random.normal() for name in ("benchmarks", "reward_drawdown", "grad_norm_cv")}}
+        for i in range(sets) for seed in range(seeds)
+    ]  # fmt: skip
+    points = pd.DataFrame(rows)
+    found = [prediction.correlation(points, p, o, 0) for p in prediction.PREDICTORS for o in prediction.OUTCOMES]
+    return {"prediction_points": points, "prediction": pd.DataFrame(found)}
+
+
+def test_prediction_says_in_its_title_whether_it_predicts():
+    few, six, against = prediction_tables(3, 1), prediction_tables(6, 3), prediction_tables(6, 3, slope=1.0)
+    assert "3 sets are too few to tell" in texts(figures.fig11_prediction(**few))
+    drawn = texts(figures.fig11_prediction(**six))
+    assert "steadiness: SI predicts;" in drawn and "benchmarks: SI does not predict" in drawn
+    assert all(drawn.count(f"enigma_q{i}") == 4 for i in range(6))
+    assert "steadiness: SI predicts the opposite" in texts(figures.fig11_prediction(**against))
+    assert "p = 0.0028" in figures.fig11_caption(**six)
+    unmeasured = six["prediction_points"].assign(grad_norm_cv=np.nan)
+    assert texts(figures.fig11_prediction(unmeasured, six["prediction"])).count("not measured") == 1
+
+
+def test_stability_shows_the_chosen_and_the_retest():
+    tables = stability()
+    drawn = texts(figures.fig10_stability(**tables))
+    assert "Retest: 0.28 [-0.02, 0.53]" in drawn and all(name in drawn for name in NAMES)
+    share = tables["selection_stability"].in_high[:4].mean()
+    assert f"{share:.0%} (high)" in figures.fig10_caption(**tables)
 
 
 def creation():
