@@ -58,8 +58,6 @@ class Step(NamedTuple):
     weights_gb: float
     adapter_gb: float
     activations_gb: float
-    logits_gb: float
-    reference_gb: float
     cache_gb: float
 
     @property
@@ -68,9 +66,8 @@ class Step(NamedTuple):
 
     @property
     def memory_gb(self) -> float:
-        """At the peak: backward pass, reference and sampling do not meet."""
-        busy = max(self.activations_gb + self.logits_gb, self.reference_gb, self.cache_gb)
-        return RUNTIME_GB + self.weights_gb + self.adapter_gb + busy
+        """At the peak: backward pass and sampling do not meet."""
+        return RUNTIME_GB + self.weights_gb + self.adapter_gb + max(self.activations_gb, self.cache_gb)
 
 
 def shape_of(model) -> Shape | None:
@@ -82,7 +79,8 @@ def step(shape: Shape, trainer, sami: bool, processes: int = 1, sharded: bool = 
     """One step of a profile's `trainer` on `processes` GPUs, in bfloat16.
 
     `sharded`: FSDP or ZeRO-3; the weights lie spread over the GPUs and are gathered for each forward and backward pass,
-    and once whole for sampling without a server. Linear in the completions of a GPU, in T and, with SAMI, in K.
+    and once whole for sampling without a server. The logits are never held (`enigma.head`). Time is linear in the
+    completions of a step and in T; with SAMI a completion costs in proportion to K.
     """
     k, g, t = trainer.num_principles, trainer.num_generations, trainer.max_completion_length
     completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps / processes
@@ -109,9 +107,6 @@ def step(shape: Shape, trainer, sami: bool, processes: int = 1, sharded: bool = 
         weights_gb=weights / processes + 2 * largest if sharded else weights,
         adapter_gb=ADAPTER_BYTES * adapter_parameters(shape, trainer.lora) / 1e9 / (processes if sharded else 1),
         activations_gb=sets / micro_batches * read * kept / 1e9,
-        # Values and their gradient, for the completions' tokens.
-        logits_gb=4 * shape.vocabulary * sets / micro_batches * (read - k * prompt) / 1e9,
-        reference_gb=2 * shape.vocabulary * completions * (t + 1) / 1e9,  # of all completions of the GPU at once
         cache_gb=4 * shape.layers * shape.key_value * completions * (prompt + t) / 1e9
         + (weights if sharded else 0),
     )

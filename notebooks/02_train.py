@@ -16,7 +16,9 @@
 #
 # One loop, one backward pass: $L = L_{GRPO} + \lambda_{SAMI} L_{SAMI} + \lambda_{OT} \max(0, S_\epsilon - b)$.
 # GRPO is paid for the *format* of the chain of thought and for nothing else. All arms see the same questions in the
-# same order. A finished run is not trained again; an interrupted one goes on from its last checkpoint.
+# same order. A finished run is not trained again; an interrupted one goes on from its last checkpoint. Runs are trained
+# in this process; with `%env ENIGMA_JOBS=4` before the next cell so many side by side, and with
+# `%env ENIGMA_LAUNCH=accelerate launch --num_processes 8` each by several processes.
 
 # %% tags=["parameters"]
 profile = "cpu"

@@ -114,7 +114,7 @@ def test_a_step_by_hand():
     rate = costs.PEAK_FLOPS * costs.TRAIN_UTILISATION
     assert one.update == pytest.approx(4 * SHAPE.parameters * 2 * (5 + 4 * 11) / rate)
     assert one.reference == pytest.approx(2 * SHAPE.parameters * 2 * (5 + 2 * 11) / rate)
-    assert one.logits_gb == pytest.approx(4 * SHAPE.vocabulary * 2 * 4 * 11 / 1e9)
+    assert one.activations_gb == pytest.approx(2 * 26 * 1152 * costs.WIDTHS_PER_TOKEN * 2 * (5 + 4 * 11) / 1e9)
     assert one.weights_gb == pytest.approx(2.0)
     # Launching 26 layers' kernels takes longer than reading 2 GB.
     assert one.sampling == pytest.approx(10 * 26e-3, rel=0.01)
