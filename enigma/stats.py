@@ -30,7 +30,8 @@ def mean_interval(
     Each resample's error is divided by its own standard error, so the interval widens as it must
     when units are few or skewed. `values` is (n,), one number for each independent unit (a question,
     a seed, an item), in any unit; the result has the same unit. With one unit, or none, the ends are
-    NaN. With no spread the interval is the point itself.
+    NaN. With no spread the interval is the point itself. Neither end is nearer than Student's t puts it, which
+    the bootstrap alone is by one to three points of coverage where values lie near zero information.
 
     `support`: the smallest and the largest value that the true mean can have. The ends are cut to it (never past the
     estimate), which loses no coverage. Few questions near a ceiling need it: all but one look alike, so a resample
@@ -56,7 +57,9 @@ def mean_interval(
     kept = errors > 1e-12 * error
     t = (drawn.mean(axis=1)[kept] - mean) / errors[kept]
     tail = (1 - level) / 2
+    student = stats.t.ppf(1 - tail, n - 1)
     t_low, t_high = np.quantile(t, [tail, 1 - tail])
+    t_low, t_high = min(t_low, -student), max(t_high, student)
     low = max(mean - t_high * error, min(mean, support[0]))
     high = min(mean - t_low * error, max(mean, support[1]))
     return Interval(mean, float(low), float(high))

@@ -172,7 +172,7 @@ def test_the_winners_curse_is_not_accepted():
         accepted.append(row.accepted)
         assert row[f"gain_round{row['round']}"] == pytest.approx(own.mean())
     assert np.mean(np.array(in_sample) > 0) > 0.8
-    assert np.mean(believed) > 0.1  # 0.025 would be right
+    assert np.mean(believed) > 0.06  # at most 0.025 would be right
     assert np.mean(accepted) <= 0.05
 
 

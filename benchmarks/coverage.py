@@ -1,0 +1,123 @@
+"""`python -m benchmarks.coverage`: does the 95 % interval of stage 1 hold the truth 95 times in 100?
+
+A toy whose information is known: a completion under principle k is a point in K dimensions, normal with variance 1 around
+strength x e_k, and its scores are its exact log-likelihoods. Questions differ in strength (log-normal), so the mean over
+questions has the sampling error that a real pool's has, down to its tail: near log K most questions carry all there is and
+a rare one far less. Each cell draws 500 times that many questions and asks whether the interval of
+`enigma.stats.mean_interval`, as stage 1 uses it, holds the true information; for comparison the percentile bootstrap.
+Writes results/coverage/. A minute or two.
+"""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.optimize import brentq
+from scipy.special import log_softmax
+
+from enigma.figures import WIDTH, styled
+from enigma.profile import load_profile
+from enigma.progress import track
+from enigma.results import Results
+from enigma.stats import mean_interval
+
+REPETITIONS, RESAMPLES, SAMPLES = 500, 500, 2
+SPREAD = 0.4  # standard deviation of the logarithm of a question's strength
+TRUTH_QUESTIONS = 20_000
+SHARES = (0.05, 0.5, 0.95)
+QUESTIONS = (6, 12, 24, 48)
+KS = (4, 16)
+COLOURS = {4: "#0072B2", 16: "#D55E00"}
+CAPTION = (
+    f"Coverage of the 95 % interval over {REPETITIONS} simulated repetitions, of which the Monte-Carlo error is `error`. "
+    f"`of`: a set's bound (K x {SAMPLES} completions of each question) or one principle's ({SAMPLES} completions). `share`: the "
+    "true information over log K. The studentised bootstrap of stage 1, its ends cut to [0, log K]; `uncut_width` is "
+    "without the cut, `percentile` the percentile bootstrap on the same draws. Widths are medians, in units of log K."
+)
+
+
+def row_values(strength: float, k: int, questions: int, source: np.ndarray, generator) -> tuple[np.ndarray, np.ndarray]:
+    """(questions, completions) row bounds in nats, and their expectation given the completion, log K minus the
+    posterior's entropy.
+
+    Their true means agree, and the second varies less. `source` is the principle of each completion.
+    """
+    strengths = strength * np.exp(SPREAD * generator.normal(size=(questions, 1, 1)))
+    points = strengths * np.eye(k)[source] + generator.normal(size=(questions, len(source), k))
+    posterior = log_softmax(strengths * points, axis=-1)
+    row = math.log(k) + posterior[:, np.arange(len(source)), source]
+    return row, math.log(k) + (np.exp(posterior) * posterior).sum(-1)
+
+
+def information(strength: float, k: int) -> float:
+    """True information in nats, by `TRUTH_QUESTIONS` draws that are the same for every strength."""
+    generator, source = np.random.default_rng(1), np.arange(SAMPLES) % k
+    # All principles are alike in this toy, so those of `source` stand for all.
+    return float(row_values(strength, k, TRUTH_QUESTIONS, source, generator)[1].mean())
+
+
+def cell(of: str, k: int, share: float, questions: int, repetitions: int = REPETITIONS) -> dict:
+    """One row of the table."""
+    limit = math.log(k)
+    strength = brentq(lambda s: information(s, k) / limit - share, 0.01, 20.0, xtol=1e-3)
+    truth = information(strength, k)
+    source = np.repeat(np.arange(k), SAMPLES) if of == "set" else np.zeros(SAMPLES, dtype=int)
+    generator = np.random.default_rng([k, questions, len(source)])
+    ends = []
+    for repetition in range(repetitions):
+        values = row_values(strength, k, questions, source, generator)[0].mean(1)
+        boot = dict(resamples=RESAMPLES, seed=repetition)
+        drawn = values[np.random.default_rng(repetition).integers(0, questions, (RESAMPLES, questions))].mean(1)
+        ends.append([*mean_interval(values, support=(0.0, limit), **boot)[1:], *mean_interval(values, **boot)[1:],
+                     *np.quantile(drawn, [0.025, 0.975])])  # fmt: skip
+    low, high = np.array(ends).reshape(repetitions, 3, 2).transpose(2, 1, 0)
+    inside = ((low <= truth) & (truth <= high)).mean(1)
+    width = np.median(high - low, axis=1) / limit
+    return {
+        "of": of, "k": k, "share": share, "information": truth, "questions": questions,
+        "coverage": inside[0], "error": math.sqrt(max(inside[0] * (1 - inside[0]), 1e-4) / repetitions),
+        "width": width[0], "uncut_width": width[1], "percentile": inside[2], "percentile_width": width[2],
+    }  # fmt: skip
+
+
+@styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """Coverage against the number of questions, one panel for each unit and share of log K."""
+    figure, grid = plt.subplots(2, len(SHARES), figsize=(WIDTH, 3.9), layout="constrained", sharex=True, sharey=True)
+    ticks = list(QUESTIONS)
+    places = [(of, share) for of in ("set", "principle") for share in SHARES]
+    for axes, letter, (of, share) in zip(grid.flat, "abcdef", places, strict=True):
+        axes.axhspan(0.93, 0.97, color="#dddddd", lw=0)
+        for k, part in frame[(frame.of == of) & (frame.share == share)].groupby("k"):
+            x = [ticks.index(n) + (0.06 if k == 16 else -0.06) for n in part.questions]
+            errors = 1.96 * part.error
+            axes.errorbar(x, part.coverage, yerr=errors, color=COLOURS[k], marker="o", elinewidth=0.9, label=f"K = {k}")
+            axes.plot(x, part.percentile, color=COLOURS[k], marker="o", mfc="white", ls=":", lw=0.8)
+        axes.set_title(rf"$\mathbf{{{letter}}}$  {of}, information {share:g} log K", loc="left")
+        axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylim=(0.4, 1.005))
+    for axes in grid[1]:
+        axes.set_xlabel("questions")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("coverage")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    percentile = plt.Line2D([], [], color="#555555", marker="o", mfc="white", ls=":", lw=0.8)
+    figure.legend([*handles, percentile], [*labels, "percentile bootstrap"], loc="outside upper center", ncols=3)
+    return figure
+
+
+def main() -> None:
+    results = Results(load_profile("cpu").model_copy(update={"name": "coverage"}))
+    cells = [(of, k, share, n) for of in ("set", "principle") for k in KS for share in SHARES for n in QUESTIONS]
+    frame = pd.DataFrame([cell(*case) for case in track(cells, "coverage", unit="cell")])
+    results.write_table("coverage", frame, CAPTION)
+    seen = " Grey band: 93 to 97 %. Filled: the interval of stage 1, bars its Monte-Carlo error; hollow: percentile."
+    results.save_figure("coverage", draw(frame), CAPTION + seen, inputs=("coverage",))
+    print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    main()
