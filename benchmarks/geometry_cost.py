@@ -27,7 +27,7 @@ from enigma.prompts import encode, messages
 from enigma.questions import load_questions
 from enigma.results import Results, atomic_write_json
 
-PROMPTS, TOKENS, BATCH = 500, 64, 32
+PROMPTS, TOKENS, BATCH = 500, 64, 8
 MINUTES, GIGABYTES = 5.0, 4.0
 
 

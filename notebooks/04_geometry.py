@@ -39,7 +39,7 @@ tables["geometry"].pivot_table(index=["arm", "layer"], columns="measure", values
 figures.make(experiment, results, "fig4_geometry");
 
 # %% [markdown]
-# The share of each arm's displacement that lies along its principles, against random subspaces of equal dimension.
+# The share of each arm's displacement that lies along its own principles, against as many principles drawn from the pool.
 
 # %%
 figures.make(experiment, results, "fig5_directions");
