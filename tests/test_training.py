@@ -14,7 +14,7 @@ import torch
 from enigma import training
 from enigma.errors import InputError
 from enigma.inputs import check_inputs
-from enigma.principles import Principle
+from enigma.principles import Principle, load_pool
 from enigma.profile import Trainer, load_profile
 from enigma.results import Results
 
@@ -234,3 +234,17 @@ def test_two_jobs_never_train_one_run(stage):
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_collecting_trains_nothing_and_names_what_is_missing(stage):
+    results, none = stage.results("collected"), training.jobs.How(jobs=0)
+    names = [p.name for p in load_pool("default")]
+    results.write_yaml("selection", {"high": {"principles": names[:4]}, "low": {"principles": names[4:8]}}, "made up")
+    chosen = training.chosen_sets(stage.profile, results)
+    runs = stage.profile.runs()
+    for arm, seed in runs[:-1]:
+        key = training.run_key(stage.profile, chosen[stage.profile.arms[arm].set])
+        training.atomic_write_json(results.run_folder(arm, seed) / "done.json", {"key": key})
+    with pytest.raises(InputError, match=rf"found {len(runs) - 1} of {len(runs)} runs trained, without {runs[-1][0]}-s0; expected"):
+        training.train_runs(stage.profile, results, runs, none)
+    training.train_runs(stage.profile, results, runs[:-1], none)
