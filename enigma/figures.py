@@ -908,7 +908,7 @@ def fig11_caption(prediction_points: pd.DataFrame, prediction: pd.DataFrame) -> 
         texts.append(f"{OUTCOME_LABELS[row.outcome].lower()} {found.replace('not measured', 'none')}{p}, {row.verdict}")
     return (
         f"{prediction_title(prediction)}. Arms that differ in their principles alone ({prediction_points['set'].nunique()} sets, "
-        f"{prediction_points['seed'].nunique()} seeds; small points: seeds). SI of the set on the questions that chose it. "
+        f"seeds: {prediction_points['seed'].nunique()}, the small points). SI of the set on the questions that chose it. "
         "Spearman's correlation over sets, signed so that above zero favours the claim: " + "; ".join(texts) + "."
     )
 

@@ -88,8 +88,11 @@ def _fisher(correlation):
 
 
 def stepped_up(correlation):
-    """The reliability of both halves together, from that of one: 2 r / (1 + r) (Spearman-Brown)."""
-    return 2 * correlation / (1 + correlation)
+    """The reliability of both halves together, from that of one: 2 r / (1 + r) (Spearman-Brown).
+
+    Below zero, where that leaves [-1, 1] and no test gains by length, the mirror image of what it is above.
+    """
+    return 2 * correlation / (1 + abs(correlation))
 
 
 def selection_table(names, chosen: dict, values, sets, principles, resamples: int, seed: int) -> pd.DataFrame:

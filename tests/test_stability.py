@@ -90,6 +90,7 @@ def test_few_questions_have_no_interval_and_doubling_a_test_is_as_spearman_and_b
     assert np.isnan(stability.retest(noisy(range(6), 2, 0.1), 20, 0).low)
     assert stability.stepped_up(0.5) == pytest.approx(2 / 3)
     assert stability.stepped_up(0.0) == 0 and stability.stepped_up(1.0) == 1
+    assert stability.stepped_up(-0.4) == pytest.approx(-stability.stepped_up(0.4)) and stability.stepped_up(-1.0) == -1
 
 
 def test_tables():
