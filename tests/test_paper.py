@@ -139,3 +139,15 @@ def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
     assert cost.dollars == pytest.approx(cost.gpu_hours * costs.GPU_PRICE)
     for processes in (1, 2, 4, 8):
         jobs.share(profile.trainer, processes)
+
+
+def test_the_committed_growth_is_the_models_of_today():
+    from benchmarks import growth
+
+    found = json.loads((growth.HERE / "growth.json").read_text())
+    assert found["large"] == growth.large()
+    # Dealt out over two processes, a step's two questions are one each; doubling K makes four times the work, less the prompts'.
+    one, two = (growth.counted(128, 2, 64, 2, processes)["update_flops"] for processes in (1, 2))
+    assert one == pytest.approx(2 * two)
+    two, four = (growth.counted(128, k, 64, 1, 1)["update_flops"] for k in (2, 4))
+    assert 3.5 < four / two < 4
