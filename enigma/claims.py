@@ -396,8 +396,8 @@ def bounded_drift(tables: Tables) -> Finding:
     "C5",
     "Training makes a desirable structural change in the manifold: states move along the principles' directions.",
     ABSTRACT,
-    "Effect: share of the displacement's energy in the span of the principle directions minus that of random subspaces "
-    "of equal dimension, mean over layers, enigma_high; interval from the null's central 95%. Supported when above "
+    "Effect: share of the displacement's energy in the span of the arm's principle directions minus that of as many "
+    "principles drawn from the pool, mean over layers, enigma_high; interval from the null's central 95%. Supported when above "
     "zero and twice the median over layers of the permutation p-values (valid whatever the layers' dependence) is below "
     f"0.05 in every seed; otherwise the general rule without its first case. Negligible: {ENERGY_MARGIN:g}.",
 )
