@@ -18,6 +18,7 @@ Source: our choice [D].
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
@@ -26,7 +27,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import claims, crate, page, setting, steadiness
+from . import claims, crate, page, prediction, setting, steadiness
+from .errors import InputError
 from .principles import load_pool
 from .profile import BASE, run_name
 from .results import FIGURE, TABLE, Results, csv_text, file_hash
@@ -43,13 +45,18 @@ Frames = dict[str, pd.DataFrame]
 # ---- what follows from what ----------------------------------------------------------------------------------------
 
 
-def recomputed(profile, results: Results) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, table) of every table that can be made without a model, from the raw material that is there."""
+def recomputed(profile, results: Results) -> tuple[Frames, list[str]]:
+    """Every table that can be made without a model, from the raw material that is there, and what could not be read."""
+    made, unreadable = {}, []
     for tables in (_selection, _training, _legibility, _benchmarks, _geometry, _report):
         try:
-            yield from tables(profile, results).items()
+            made |= tables(profile, results)
         except FileNotFoundError:  # this stage has not run, or its raw material is elsewhere
             continue
+        except (InputError, LookupError, TypeError, ValueError) as error:
+            stage = tables.__name__.strip("_")
+            unreadable.append(f"{stage}: its raw material is damaged, or of another version of the code ({error!r:.200})")
+    return made, unreadable
 
 
 def _selection(profile, results: Results) -> Frames:
@@ -61,10 +68,11 @@ def _selection(profile, results: Results) -> Frames:
         return {}
     _, blocks = sufficiency.contrast_blocks(pool, spec.contrast)
     measured = sufficiency.Pool(pool, blocks, [question for part in parts for question in part])
-    sets = sufficiency.select(measured, profile.principles.set_size)
     boot = dict(resamples=spec.resamples, seed=profile.seeds.bootstrap)
+    sets = sufficiency.select(measured, profile.principles.set_size, sets=profile.sets(), seed=boot["seed"])
     table = sufficiency.sufficiency_table(measured, sets, boot)
-    return {"sufficiency": table, "selection": _leaves(sufficiency._selection(table, sets, pool))}
+    chosen = _leaves(sufficiency._selection(table, sets, pool))
+    return {"sufficiency": table, **sufficiency.stability_tables(measured, sets, boot), "selection": chosen}
 
 
 def _training(profile, results: Results) -> Frames:
@@ -100,16 +108,18 @@ def _legibility(profile, results: Results) -> Frames:
 
 
 def _benchmarks(profile, results: Results) -> Frames:
-    from . import benchmark
+    from . import benchmark, robustness
 
     folders = {(BASE, None): BASE} | {run: run_name(*run) for run in profile.runs()}
     scores = {run: _json(results.runs / folder / "benchmark.json") for run, folder in folders.items()}
-    items = benchmark._stacked(scores, "items")
+    items, seed = benchmark._stacked(scores, "items"), profile.seeds.bootstrap
     return {
         "benchmarks": benchmark._stacked(scores, "rows"),
         "benchmark_items": items,
         "benchmark_speed": benchmark._stacked(scores, "speed"),
-        "benchmark_differences": benchmark.differences(items, seed=profile.seeds.bootstrap),
+        "benchmark_differences": benchmark.differences(items, seed=seed),
+        "robustness": robustness.summary(items, robustness.hints(), seed=seed),
+        "adherence": benchmark.adherence(items),
     }
 
 
@@ -125,6 +135,12 @@ def _report(profile, results: Results) -> Frames:
     if results.has_table("training"):
         groups = results.read_table("training_groups") if results.has_table("training_groups") else steadiness.NO_GROUPS
         made["steadiness"] = steadiness.table(results.read_table("training"), groups, profile.seeds.bootstrap)
+    if results.has_table("prediction"):
+        selection, *tables = results.read_yaml("selection"), *map(results.read_table, prediction.INPUTS[1:])
+        points, seed = prediction.points(profile, selection, *tables), profile.seeds.bootstrap
+        pairs = itertools.product(prediction.PREDICTORS, prediction.OUTCOMES)
+        made["prediction_points"] = points
+        made["prediction"] = pd.DataFrame([prediction.correlation(points, *pair, seed) for pair in pairs])
     return made
 
 
@@ -144,7 +160,11 @@ def check(profile, results: Results) -> tuple[list[str], list[str]]:
     items = results.catalogue()
     differs = [line for item in items for line in _checksums(results, item)]
     there = {item.name for item in items if item.kind == TABLE}
-    made = {name: frame for name, frame in recomputed(profile, results) if name in there}
+    bare = [path for path in sorted(results.tables.glob("*.csv")) if path.stem not in there]
+    differs += [f"{TABLE}/{path.name}: has no sidecar" for path in bare]
+    found, unreadable = recomputed(profile, results)
+    differs += unreadable
+    made = {name: frame for name, frame in found.items() if name in there}
     for name, frame in made.items():
         differs += cell_differences(name, _cells(results, name), _parsed(csv_text(frame)), _close, "recomputed")
     texts = _rendered(profile, results)
@@ -266,13 +286,13 @@ def _same(a: str, b: str) -> bool:
 def _close(a: str, b: str) -> bool:
     if a == b:
         return True
-    return _is_number(a) and _is_number(b) and math.isclose(float(a), float(b), rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    return bool(a and b) and _is_number(a) and _is_number(b) and math.isclose(float(a), float(b), rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
 def _same_size(a: str, b: str) -> bool:
     if a == b:
         return True
-    return _is_number(a) and _is_number(b) and float(a) < FACTOR * float(b) and float(b) < FACTOR * float(a)
+    return bool(a and b) and _is_number(a) and _is_number(b) and float(a) < FACTOR * float(b) and float(b) < FACTOR * float(a)
 
 
 def _is_number(cell: str) -> bool:
