@@ -23,7 +23,7 @@ from enigma.results import Results
 from enigma.stats import mean_interval
 from enigma.sufficiency import Pool, Values, bound_values, measure
 
-PRINCIPLES, QUESTIONS, SAMPLES = 8, 6, 2
+PRINCIPLES, QUESTIONS, SAMPLES = 8, 12, 1
 COLOURS = {"system": "#7f7f7f", "question": "#0072B2", "restated": "#D55E00"}
 CAPTION = (
     "Stage 1 under each placement and contrast: {principles} principles and their antitheses, {questions} questions, "
