@@ -530,8 +530,9 @@ def _legibility_row(measured: dict, k: int, profile) -> dict:
     boot = dict(resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap)
     n = len(measured["questions"])
     source = [measured["source"]] * n
-    policy = mean_interval(sufficiency.bound_values(measured["policy"], source).row, **boot)
-    base = mean_interval(sufficiency.bound_values(measured["base"], source).row, **boot)
+    # The policy's own bound is an information; another critic's may fall below zero.
+    policy = mean_interval(sufficiency.bound_values(measured["policy"], source).row, support=(0, np.log(k)), **boot)
+    base = mean_interval(sufficiency.bound_values(measured["base"], source).row, support=(-np.inf, np.log(k)), **boot)
     # Negative log-likelihood per token, question by question, of each completion under its own prompt.
     own = [sum(row[c] for row, c in zip(scores, measured["source"], strict=True)) for scores in measured["base"]]
     tokens = np.reshape(measured["tokens"], (n, -1)).sum(1)
