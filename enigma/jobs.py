@@ -180,8 +180,9 @@ def _reason(log: Path, status: int) -> str:
     text = log.read_text(encoding="utf-8", errors="replace")
     if told := re.findall(r"^(?:\[rank\d+\]:\s*)?(error: .*)$", text, re.MULTILINE):
         return told[0][:500]
-    # The summary of torch's elastic launcher, on which accelerate's stands.
-    if killed := re.search(r"rank\s*: (\d+) .*?Signal \d+ \((SIG\w+)\) received", text, re.DOTALL):
+    # The summary of torch's elastic launcher, on which accelerate's stands; ranks that it then ended come before the cause.
+    cause = text.partition("Root Cause")[2]
+    if killed := re.search(r"rank\s*: (\d+) .*?Signal \d+ \((SIG\w+)\) received", cause, re.DOTALL):
         return f"rank {killed[1]} was ended by {killed[2]}, and the other ranks with it"
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
     return f"ended by signal {-status}" if status < 0 else f"exit status {status}: {last[:300]}"

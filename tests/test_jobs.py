@@ -139,7 +139,8 @@ def test_a_failed_job_is_told_and_stops_no_other(program):
 
 def test_a_killed_rank_is_named(tmp_path):
     (tmp_path / "log").write_text(
-        "step 1\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\nRoot Cause (first observed failure):\n"
+        "step 1\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\nFailures:\n[1]:\n"
+        "  rank      : 0 (local_rank: 0)\n  traceback : Signal 15 (SIGTERM) received by PID 26\nRoot Cause (first observed failure):\n"
         "[0]:\n  time      : now\n  host      : here\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 27)\n"
         "  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID 27\n"
     )
