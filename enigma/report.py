@@ -120,13 +120,29 @@ def _amount(row: dict, side: str) -> str:
     return "" if side else f"{row['value']:.1f}"
 
 
+def kernels(results) -> str:
+    """Where the time of the trainer's phases goes."""
+    measured = json.loads((REPOSITORY / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+    shares = [{key: value if key == "phase" else f"{value:.0%}" for key, value in row.items()} for row in measured["kernels"]]
+    return markdown_table(pd.DataFrame(shares))
+
+
+def placement(results) -> str:
+    """SI under each placement and contrast."""
+    profile = load_profile("cpu")
+    table = type(results)(profile.model_copy(update={"name": "placement"}), results.root).read_table("placement")
+    values = [interval_text(*ends) for ends in zip(table.si, table.si_low, table.si_high, strict=True)]
+    shown = table[["placement", "contrast"]].assign(**{"K": table.k, "SI [95 %]": values, "carried": table.carried})
+    return markdown_table(shown)
+
+
 def sweep(results) -> str:
     """What the weights of the extra terms did."""
     table = type(results)(load_profile(REPOSITORY / "benchmarks" / "sweep.yaml"), results.root).read_table("sweep")
     rows = [
         {
             "SAMI coefficient": "" if pd.isna(row.lambda_sami) else f"{row.lambda_sami:g}",
-            "held by": {"Sinkhorn": f"Sinkhorn, budget {row.budget:g}"}.get(row.held_by, row.held_by or "(untrained)"),
+            "held by": "(untrained)" if pd.isna(row.held_by) else _holder(row),
             "strict format": f"{row.reward_strict:.2f}",
             "row bound, own critic": f"{row.row_bound:.2f}",
             "row bound, untrained critic": interval_text(
@@ -140,4 +156,11 @@ def sweep(results) -> str:
     return markdown_table(pd.DataFrame(rows))
 
 
-BLOCKS = {"costs": costs, "learning": learning, "claims": claims, "benchmarks": benchmarks, "sweep": sweep, "setting": setting}
+def _holder(row) -> str:
+    return f"Sinkhorn, budget {row.budget:g}" if row.held_by == "Sinkhorn" else row.held_by
+
+
+BLOCKS = {
+    "costs": costs, "learning": learning, "claims": claims, "setting": setting, "placement": placement,
+    "benchmarks": benchmarks, "kernels": kernels, "sweep": sweep,
+}  # fmt: skip

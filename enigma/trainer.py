@@ -201,14 +201,15 @@ class EnigmaTrainer(GRPOTrainer):
         """
         if self.beta == 0.0:
             width = rollouts["completion_ids"].shape[1]
-            with self._reference_model() as model:
+            with self.reference_model() as model:
                 logps, _ = self._own_logps(model, *_prompts_and_completions(rollouts), width, entropy=False)
         else:
             logps = rollouts["ref_per_token_logps"]
         return {"reference_logps": logps, "reference_hidden": self._reference_hidden}
 
     @contextmanager
-    def _reference_model(self):
+    def reference_model(self):
+        """Inside, the model that was not trained: TRL's reference, or the policy with its adapter disabled."""
         if self.ref_model is not None:
             yield self.ref_model
             return
@@ -222,7 +223,7 @@ class EnigmaTrainer(GRPOTrainer):
         every = self.args.legibility_steps
         if not self.model.training or not every or self.state.global_step % every:
             return
-        with self._reference_model() as model, self.accelerator.autocast():
+        with self.reference_model() as model, self.accelerator.autocast():
             scores = score_matched_sets(model, rollouts, self.args.num_principles, layers=(), cross_gradient=False)
         self._log_terms("train", {"sami/reference_row_bound": self._bounds(scores, rollouts)["row_bound"]})
 

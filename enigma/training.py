@@ -279,7 +279,7 @@ def _trainer(profile, arm: str, seed: int, principles, output: Path, recorder: R
 @contextlib.contextmanager
 def _untrained(trainer: EnigmaTrainer):
     """The model without its adapter, as the trainer asks it."""
-    with trainer._reference_model() as model, trainer.accelerator.autocast():
+    with trainer.reference_model() as model, trainer.accelerator.autocast():
         yield model
 
 

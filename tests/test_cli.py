@@ -31,7 +31,7 @@ def test_check_counts_the_default_profile_by_hand(capsys):
     cli.main(["check", "cpu"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["tokens", "per", "step,", "at", "most", "768"] in lines
-    assert ["runs", "(arms", "x", "seeds)", "3", "(3", "x", "1)"] in lines
+    assert ["runs", "(arms", "x", "seeds)", "4", "(4", "x", "1)"] in lines
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_numbers_are_those_of_the_tables():
     rendered = render(README, Results(load_profile("cpu"), ROOT / "results"))
     assert rendered == README, "run: python -m enigma readme"
-    assert README.count("<!-- measured:") == 5
+    assert README.count("<!-- measured:") == 7
 
 
 def test_links_lead_somewhere():
@@ -51,7 +51,7 @@ def test_own_principles_are_ranked_in_one_command(tmp_path, capsys):
     assert (tmp_path / "sufficiency" / "my_principles" / "sufficiency.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["fig1_sufficiency", "fig2_training"])
+@pytest.mark.parametrize("name", ["fig1_sufficiency", "fig2"])
 def test_cite(name, capsys):
     assert main(["cite", name, "--results", str(ROOT / "results")]) == 0
     printed = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_smoke_profile_through_papermill(tmp_path):
     folder = tmp_path / "out" / "smoke"
     assert len(list((folder / "notebooks").glob("*.ipynb"))) == 5
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
-    assert len(figures) == 7 == len(list((folder / "figures").glob("*.pdf")))
+    assert len(figures) == 10 == len(list((folder / "figures").glob("*.pdf")))
     index = (folder / "README.md").read_text()
     tables = [path.stem for path in (folder / "tables").glob("*.csv")]
     assert all(name in index for name in [*figures, *tables])
