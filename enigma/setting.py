@@ -46,6 +46,7 @@ def _here(profile: Profile) -> dict[str, str]:
     name = {"embedded": "SmolLM2-135M-Instruct", "random": "a tiny model with random weights"}
     rows = {"builtin": "built-in questions", "jsonl": f"own file, {questions.column or 'questions'}"}
     weights = [f"{arm}: {spec.lambda_sami:g}, {spec.lambda_ot:g}" for arm, spec in profile.arms.items()]
+    others = [f"{arm}: {spec.reward} too" for arm, spec in profile.arms.items() if spec.reward != "format"]
     ratio = "GRPO (TRL's), ratio of whole sequences, advantages centred and not divided by their deviation"
     each = "all items" if profile.benchmarks.limit is None else f"at most {profile.benchmarks.limit} items each"
     return {
@@ -56,10 +57,10 @@ def _here(profile: Profile) -> dict[str, str]:
         f"{trainer.max_completion_length} tokens: {trainer.max_steps * size.tokens_per_step:,} tokens a run at most",
         "arms and seeds": f"{', '.join(profile.arms)}; {len(profile.seeds.runs)} "
         f"seed{'s' if len(profile.seeds.runs) > 1 else ''}",
-        "reward": "format of the chain of thought, graded in training, strict in every report",
+        "reward": "; ".join(["format of the chain of thought, graded in training, strict in every report", *others]),
         "policy loss": ratio,
         "weights of the SAMI and the Sinkhorn term": f"{'; '.join(weights)}; Sinkhorn budget {trainer.ot_budget:g}",
-        "principles": f"pool {profile.principles.pool}, two sets of {profile.principles.set_size}",
+        "principles": f"pool {profile.principles.pool}, sets of {profile.principles.set_size}: {', '.join(profile.sets())}",
         "Sufficiency Index": f"row bound / log K over the reasoning span, {stage.questions} questions, "
         f"completions for each principle: {stage.samples}",
         "benchmarks": f"{', '.join(profile.benchmarks.tasks)}; {each}",

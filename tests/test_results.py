@@ -28,7 +28,7 @@ from enigma.results import Results, atomic_folder, atomic_write_json, atomic_wri
 def profile(name="tiny"):
     seeds = {"data": 1, "initialisation": 2, "sampling": 3, "bootstrap": 4, "evaluation": 5, "runs": [0]}
     smoke = load_profile("smoke")  # for what only the licences ask
-    blocks = {block: getattr(smoke, block) for block in ("model", "questions", "principles", "benchmarks")}
+    blocks = {block: getattr(smoke, block) for block in ("model", "questions", "principles", "arms", "benchmarks")}
     return SimpleNamespace(name=name, hash="0123456789abcdef", text="name: tiny\n", seeds=seeds, **blocks)
 
 
@@ -340,6 +340,7 @@ def test_the_record_names_the_licences(results, tmp_path):
     assert found["packages"]["transformers"].startswith("Apache 2.0")
     assert set(found["packages"]) == set(module.PACKAGES)
     assert all("\n" not in licence and len(licence) < 120 for licence in found["packages"].values())
+    assert licences(load_profile("gpu"), [])["encoder"] == "all-MiniLM-L6-v2, Apache-2.0" and "encoder" not in found
     paper = licences(load_profile("paper"), [])
     assert paper["model"] == "google/gemma-3-1b-it, Gemma Terms of Use"
     assert paper["questions"] == "kaist-ai/CoT-Collection, CC-BY-4.0"

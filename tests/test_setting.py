@@ -24,6 +24,12 @@ def test_ours_is_written_from_the_profile():
     assert f"{tokens * trainer.max_completion_length:,} tokens a run" in here["steps, completions and tokens"]
 
 
+def test_a_comparator_s_reward_is_told():
+    here = setting.table(load_profile("gpu")).set_index("what")["here"]
+    assert here["reward"].endswith("grpo_semantic: semantic too; grpo_following: following too")
+    assert here["principles"] == "pool default, sets of 4: high, low, 0.8, 0.6, 0.4, 0.2"
+
+
 def test_the_papers_profile_names_the_papers_model_and_data():
     here = setting.table(load_profile("paper")).set_index("what")["here"]
     assert here["model"].startswith("google/gemma-3-1b-it")
