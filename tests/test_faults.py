@@ -84,10 +84,14 @@ def test_killed_anywhere_the_tables_are_those_of_a_run_left_alone(tmp_path):
         assert place in labels, place
 
 
+def _at(step: int):
+    return SimpleNamespace(global_step=step, is_world_process_zero=True)
+
+
 def test_the_older_checkpoint_stays_until_the_newer_one_is_marked(tmp_path, monkeypatch):
     recorder, args = training.Recorder("key"), SimpleNamespace(output_dir=str(tmp_path))
     (tmp_path / "checkpoint-2").mkdir()
-    recorder.on_save(args, SimpleNamespace(global_step=2), None)
+    recorder.on_save(args, _at(2), None)
     (tmp_path / "checkpoint-4").mkdir()
 
     def killed(*_):
@@ -95,9 +99,9 @@ def test_the_older_checkpoint_stays_until_the_newer_one_is_marked(tmp_path, monk
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "atomic_write_json", killed)
-        recorder.on_save(args, SimpleNamespace(global_step=4), None)
+        recorder.on_save(args, _at(4), None)
     assert training.last_checkpoint(tmp_path, "key").name == "checkpoint-2"
-    recorder.on_save(args, SimpleNamespace(global_step=4), None)
+    recorder.on_save(args, _at(4), None)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
