@@ -150,7 +150,8 @@ def test_a_killed_rank_is_named(tmp_path):
 
 
 STARTER = """
-import sys, os
+import sys, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from enigma import jobs
