@@ -396,6 +396,8 @@ def measure(model, tokenizer, principles: list[Principle], questions: list[str],
             ]
             atomic_write_json(path, {"key": key, "questions": scored})
         done += scored
+    for path in sorted(folder.glob("part-*.json"))[len(parts) :]:  # of an earlier run with more parts
+        path.unlink()
     return Pool(principles, blocks, done)
 
 

@@ -171,6 +171,8 @@ def test_measuring_resumes_and_repeats(measured, tmp_path):
     again = measured(questions=5)
     assert parts[0].stat().st_mtime_ns == kept
     assert again.questions == first.questions
+    measured(questions=2)
+    assert list(tmp_path.glob("part-*.json")) == parts[:1], "parts of a longer run do not stay"
 
 
 def test_the_end_token_belongs_to_the_sample():
