@@ -102,8 +102,12 @@ class Sufficiency(Section):
 
 
 def _set_name(value) -> str:
-    if value in ("high", "low") or (isinstance(value, float) and 0 < value < 1):
-        return str(value)
+    """The set's name; a quantile's is its text, which is taken as well as the number, so that a profile can be written."""
+    if value in ("high", "low"):
+        return value
+    number = isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"0\.\d{1,17}", value))
+    if number and 0 < float(value) < 1:
+        return str(float(value))
     raise PydanticCustomError("set", "'high' or 'low', or a number between 0 and 1, a quantile of SI over all sets")
 
 

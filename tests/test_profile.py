@@ -118,7 +118,7 @@ WRONG = [
     ("arms.grpo.set", "middle", "'high' or 'low', or a number between 0 and 1"),
     ("arms.grpo.set", 1.0, "a number between 0 and 1"),
     ("arms.grpo.set", 0.0, "a number between 0 and 1"),
-    ("arms.grpo.set", "0.5", "a number between 0 and 1"),
+    ("arms.grpo.set", "half", "a number between 0 and 1"),
     ("arms.grpo.set", True, "a number between 0 and 1"),
     ("arms.grpo.set", ["high"], "a number between 0 and 1"),
     ("arms.grpo.lambda_sami", -1.0, "greater than or equal to 0"),
