@@ -692,10 +692,13 @@ def _told_rows(told: np.ndarray, material: Material, suffix: str) -> list[list]:
 
 
 def _share_interval(displacement: np.ndarray, effects: np.ndarray, step: int) -> Interval:
-    """`displacement_share` (prompts, d) in the span of the mean effects (principles, prompts [::step], d)."""
+    """`displacement_share` (prompts, d) in the span of the mean effects (principles, prompts [::step], d).
+
+    Every step-th prompt was read with the principles: a unit of the jackknife is such a prompt and those up to the next.
+    """
     return jackknife_interval(
         lambda keep: displacement_share(displacement[keep], effects[:, keep[::step]].mean(1)),
-        np.arange(len(displacement)),
+        np.arange(len(displacement)) // step,
         positive=True,
         support=(0, 1),
     )

@@ -607,3 +607,15 @@ def test_the_cost_is_measured_on_the_whole_stage(tmp_path):
     assert table.value.notna().all() and (table[table.measure == "displacement"].value > 0).all()
     kept = json.loads((tmp_path / "smoke" / "runs" / "geometry_completions.json").read_text())["completions"]
     assert [len(completion) for completion in kept] == [6] * 40  # the stage read these, and wrote none of its own
+
+
+@pytest.mark.parametrize("step", [1, 2, 8, 32])
+def test_a_share_has_an_interval_however_few_prompts_are_read_with_principles(step):
+    """At a step that eight divides, prompts dealt by number would leave one group with all that the principles told."""
+    generator = np.random.default_rng(0)
+    prompts = 16 * step - step // 2  # the last unit is shorter
+    directions = generator.normal(size=(2, 1, 12))
+    effects = directions + 0.1 * generator.normal(size=(2, 16, 12))
+    displacement = generator.normal(size=(prompts, 2)) @ directions[:, 0] + generator.normal(size=(prompts, 12))
+    value, low, high = geometry._share_interval(displacement, effects, step)
+    assert 0 < low < value < high <= 1
