@@ -12,12 +12,13 @@ from enigma.assets import load_model
 from enigma.scoring import completion_logprobs
 
 COMPLETIONS, TOKENS, PROMPT = 16, 48, 140
+OWN = 35  # tokens at the end of a prompt that are its own: instruction and demonstration before them are shared
 PRINCIPLES = (1, 2, 4, 8)
-PROMPTS = (35, 70, 140, 280, 560)
+PROMPTS = (35, 140, 280, 560)
 
 
 def measure(profile, rounds: int = 1) -> list[dict]:
-    """Seconds of forward and backward: all completions of 16 under K prompts packed, and as dense padded rows.
+    """Seconds of forward and backward: all of 16 completions under K prompts packed, and as dense padded rows.
 
     The dense side scores each completion under its own prompt alone, which is plain GRPO's forward. Token ids are
     random: the cost does not depend on them. One round shows the slope; more would steady the single points.
@@ -38,8 +39,10 @@ def measure(profile, rounds: int = 1) -> list[dict]:
 def _timed(model, k: int, prompt: int, rounds: int) -> dict:
     generator = torch.Generator().manual_seed(0)
     high = model.config.vocab_size
-    prompts = [torch.randint(3, high, (prompt,), generator=generator).to(model.device) for _ in range(k)]
-    completions = [torch.randint(3, high, (TOKENS,), generator=generator).to(model.device) for _ in range(COMPLETIONS)]
+    draw = lambda n: torch.randint(3, high, (n,), generator=generator).to(model.device)
+    shared = draw(prompt - OWN)
+    prompts = [torch.cat([shared, draw(OWN)]) for _ in range(k)]
+    completions = [draw(TOKENS) for _ in range(COMPLETIONS)]
     own = [list(range(i * COMPLETIONS // k, (i + 1) * COMPLETIONS // k)) for i in range(k)]
     dense = torch.stack([torch.cat([prompts[i], completions[j]]) for i, group in enumerate(own) for j in group])
 
@@ -53,7 +56,7 @@ def _timed(model, k: int, prompt: int, rounds: int) -> dict:
     taken = [(seconds(packed), seconds(plain)) for _ in range(rounds)]
     ours, peer = (median(side) for side in zip(*taken, strict=True))
     return {"packed_seconds": round(ours, 3), "dense_seconds": round(peer, 3),
-            "packed_tokens": k * (prompt - 1 + COMPLETIONS * (TOKENS + 1)), "dense_tokens": dense.numel()}  # fmt: skip
+            "packed_tokens": prompt - OWN + k * (OWN - 1 + COMPLETIONS * (TOKENS + 1)), "dense_tokens": dense.numel()}  # fmt: skip
 
 
 def draw(curves: list[dict], machine: dict, path: Path) -> None:

@@ -1,14 +1,16 @@
-"""Attention over packed rows: each segment sees its row's prompt and itself, and nothing else is computed.
+"""Attention over packed texts: a tree of texts in one line, where each text sees those it continues and itself.
 
-A packed row holds one prompt and M segments (see `enigma.scoring`). A mask over the whole row would give the same
-values, but most of it is hidden: at M segments of S tokens after P the mask has (P + M S)^2 cells, of which
-P^2 + M S (P + S) matter. Here prompt and segments are attended to apart, by torch's own kernel.
+The line holds what all prompts share, then the rest of each prompt, then the completions under each prompt (see
+`enigma.scoring`). A mask over the whole line would give the same values, but most of it is hidden. Here each level of the
+tree is attended to by itself, by torch's own kernel, and no hidden cell is computed.
 
 `install` makes this a model's attention, by transformers' `AttentionInterface`. Without a packing in the call it is
 transformers' `sdpa`. Source: our choice.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,74 +23,74 @@ NAME = "sdpa_packed"
 
 
 class Packing:
-    """Where prompt and segments of R rows of length L stand.
+    """Where the texts of a tree stand in a line: level after level, and within a level text after text, unpadded.
 
     Args:
-        prompt: (R, P) bool, the prompts' tokens; padding stands on the left.
-        position: (R, L) position of every token in its own text.
-        columns: (R, M, S) column of each segment's tokens.
-        valid: (R, M, S) bool, false where a segment is shorter.
+        lengths: for each level the number of tokens of its n texts, (n,). Each text of a level is continued by as many
+            texts of the next one, which stand in the order of their parents.
     """
 
-    def __init__(self, prompt: Tensor, position: Tensor, columns: Tensor, valid: Tensor):
-        self.prompt, self.valid = prompt, valid
-        self.start = prompt.shape[1]
-        self.length = position.shape[1]
-        offset = torch.arange(len(position), device=position.device)[:, None, None] * self.length
-        self.columns = (columns + offset)[valid]  # of all tokens of segments, in the flattened rows
-        self.cells = valid.flatten().nonzero()[:, 0]  # and in the flattened segments
-        self.prompt_position = position[:, : self.start]
-        self.position = torch.where(valid, position.flatten()[(columns + offset).flatten()].view_as(columns), 0)
-        self.masks: dict = {}
+    def __init__(self, lengths: list[Tensor]):
+        self.valid, self.position = [], []  # of each level, (n, longest): a token or padding; its place in its whole text
+        begin = lengths[0].new_zeros(1)
+        for length in lengths:
+            begin = _children(begin, len(length))
+            at = torch.arange(int(length.max()), device=length.device)
+            self.valid.append(at < length[:, None])
+            self.position.append(torch.where(self.valid[-1], begin[:, None] + at, 0))
+            begin = begin + length
+        self.line = torch.cat([at[valid] for at, valid in zip(self.position, self.valid, strict=True)])  # (L,) positions
+        self.sizes = [int(length.sum()) for length in lengths]
+        self.cells = [valid.flatten().nonzero()[:, 0] for valid in self.valid]
+        self._masks: dict = {}
         self.used = False
 
-    def mask(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Boolean masks of the prompts (R, 1, P, P) and of the segments (R M, 1, S, P + S)."""
-        if window not in self.masks:
-            self.masks[window] = self._prompt_mask(window), self._segment_mask(window)
-        return self.masks[window]
+    def masks(self, window: int | None) -> list[Tensor]:
+        """For each level (n, 1, own, keys) bool: the keys are those of the texts that it continues, and its own."""
+        if window not in self._masks:
+            self._masks[window] = list(self._made(window))
+        return self._masks[window]
 
-    def _prompt_mask(self, window: int | None) -> Tensor:
-        at = self.prompt_position
-        causal = torch.ones(self.start, self.start, dtype=torch.bool, device=at.device).tril()
-        allowed = causal & self.prompt[:, None, :]
-        return _within(allowed, at[:, :, None], at[:, None, :], window)[:, None]
+    def _made(self, window: int | None) -> Iterator[Tensor]:
+        known = torch.zeros(1, 0, dtype=torch.bool, device=self.line.device)
+        key = torch.zeros(1, 0, dtype=torch.long, device=self.line.device)
+        for valid, query in zip(self.valid, self.position, strict=True):
+            known, key = (torch.cat(pair, dim=1) for pair in ((_children(known, len(valid)), valid),
+                                                              (_children(key, len(query)), query)))  # fmt: skip
+            own = query.shape[1]
+            visible = known[:, None, :].repeat(1, own, 1)
+            visible[:, :, visible.shape[2] - own :].tril_()
+            if window:
+                visible &= query[:, :, None] - key[:, None, :] < window
+            # Padding sees itself, since a softmax over nothing would be NaN.
+            visible.diagonal(visible.shape[2] - own, 1, 2)[:] = True
+            yield visible[:, None]
 
-    def _segment_mask(self, window: int | None) -> Tensor:
-        at, m, s = self.position, *self.valid.shape[1:]
-        causal = torch.ones(s, s, dtype=torch.bool, device=at.device).tril()
-        own = _within(causal & self.valid[:, :, None, :], at[..., :, None], at[..., None, :], window)
-        before = self.prompt[:, None, None, :].expand(-1, m, s, -1)
-        if window:
-            before = before & (at[..., :, None] - self.prompt_position[:, None, None, :] < window)
-        return torch.cat([before, own], dim=-1).flatten(0, 1)[:, None]
 
-
-def _within(allowed: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """The window applied; and a position always sees itself, since a row without any key would be NaN."""
-    if window:
-        allowed = allowed & (query - key < window)
-    return allowed | torch.eye(allowed.shape[-1], dtype=torch.bool, device=allowed.device)
+def _children(values: Tensor, count: int) -> Tensor:
+    """(n, ...) to (count, ...): each text's values for every text that continues it."""
+    return values[:, None].expand(-1, count // len(values), *values.shape[1:]).flatten(0, 1)
 
 
 def packed_attention(module, query, key, value, attention_mask, packing: Packing | None = None, **kwargs):
-    """Attention in transformers' signature: query (R, H, L, D), key and value (R, H', L, D); returns (R, L, H, D), None."""
+    """Attention in transformers' signature: query (1, H, L, D), key and value (1, H', L, D); returns (1, L, H, D), None."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("softcap") is not None:
-        raise ValueError(f"{type(module).__name__} caps attention scores, which packed rows do not support")
+        raise ValueError(f"{type(module).__name__} caps attention scores, which packed texts do not support")
     packing.used = True
-    over_prompt, over_segment = packing.mask(kwargs.get("sliding_window"))
     options = {name: kwargs[name] for name in ("dropout", "scaling") if name in kwargs}
-    parts = [_Split.apply(x.transpose(1, 2), packing) for x in (query, key, value)]
-    prompt, own = ([part[i].transpose(1, 2) for part in parts] for i in (0, 1))
-    first = parts[0][0]
-    if packing.start:
-        first, _ = sdpa_attention_forward(module, *prompt, over_prompt, **options)
-    m = packing.valid.shape[1]
-    before = (x[:, None].expand(-1, m, -1, -1, -1).flatten(0, 1) for x in prompt[1:])
-    keys, values = (torch.cat(pair, dim=2) for pair in zip(before, own[1:], strict=True))
-    return _Join.apply(first, _grouped(own[0], keys, values, over_segment, **options), packing), None
+    levels = zip(*(_Split.apply(x[0].transpose(0, 1), packing) for x in (query, key, value)), strict=True)
+    keys = values = None
+    made = []
+    for level, mask in zip(levels, packing.masks(kwargs.get("sliding_window")), strict=True):
+        query, key, value = (x.transpose(1, 2) for x in level)
+        keys, values = (
+            own if before is None else torch.cat([_children(before, len(own)), own], dim=2)
+            for before, own in ((keys, key), (values, value))
+        )
+        made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
+    return _Join.apply(packing, *made)[None], None
 
 
 def _grouped(query, key, value, mask, dropout=0.0, scaling=None) -> Tensor:
@@ -103,20 +105,19 @@ def _grouped(query, key, value, mask, dropout=0.0, scaling=None) -> Tensor:
     return out.reshape(b, heads, s, -1).transpose(1, 2)
 
 
-def _split(x: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-    """(R, L, H, D) to prompts (R, P, H, D) and segments (R M, S, H, D), zero where a segment is shorter."""
-    moved = x.reshape(-1, x.shape[2] * x.shape[3]).index_select(0, packing.columns)
-    own = x.new_zeros(packing.valid.numel(), moved.shape[1]).index_copy_(0, packing.cells, moved)
-    return x[:, : packing.start], own.view(-1, packing.valid.shape[2], *x.shape[2:])
+def _split(x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
+    """(L, H, D) to the levels (n, longest, H, D), zero where a text is shorter."""
+    levels = []
+    for part, cells, valid in zip(x.flatten(1).split(packing.sizes), packing.cells, packing.valid, strict=True):
+        padded = x.new_zeros(valid.numel(), part.shape[1]).index_copy_(0, cells, part)
+        levels.append(padded.view(*valid.shape, *x.shape[1:]))
+    return tuple(levels)
 
 
-def _join(prompt: Tensor, own: Tensor, packing: Packing) -> Tensor:
-    """The rows again: inverse of `_split`, and its adjoint. Padding is zero."""
-    moved = own.flatten(2).flatten(0, 1).index_select(0, packing.cells)
-    rows = own.new_zeros(len(packing.prompt) * packing.length, moved.shape[1]).index_copy_(0, packing.columns, moved)
-    rows = rows.view(len(packing.prompt), packing.length, *own.shape[2:])
-    rows[:, : packing.start] = prompt
-    return rows
+def _join(levels: Sequence[Tensor], packing: Packing) -> Tensor:
+    """The line again: inverse of `_split`, and its adjoint."""
+    pairs = zip(levels, packing.cells, strict=True)
+    return torch.cat([level.flatten(0, 1).index_select(0, cells) for level, cells in pairs])
 
 
 class _Split(torch.autograd.Function):
@@ -128,21 +129,21 @@ class _Split(torch.autograd.Function):
         return _split(x, packing)
 
     @staticmethod
-    def backward(ctx, prompt: Tensor, own: Tensor):
-        return _join(prompt, own, ctx.packing), None
+    def backward(ctx, *gradients: Tensor):
+        return _join(gradients, ctx.packing), None
 
 
 class _Join(torch.autograd.Function):
     """`_join`."""
 
     @staticmethod
-    def forward(ctx, prompt: Tensor, own: Tensor, packing: Packing):
+    def forward(ctx, packing: Packing, *levels: Tensor):
         ctx.packing = packing
-        return _join(prompt, own, packing)
+        return _join(levels, packing)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return *_split(gradient, ctx.packing), None
+        return None, *_split(gradient, ctx.packing)
 
 
 def unwrap(model):

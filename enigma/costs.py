@@ -4,8 +4,9 @@ A step samples B = sets x K x G completions of T tokens after prompts of P token
 takes the policy forward and backward. With N parameters a token costs 2N operations forward and 2N backward, because
 the frozen weights of LoRA need no gradients of their own (Kaplan et al., arXiv 2001.08361, count 2N + 4N for all
 weights). With the SAMI term all K prompts of a set see all its completions: K (P + K G (T + 1)) tokens a set instead of
-K (P + G (T + 1)). Sampling is bound by memory traffic (weights and key-value cache once for each new token) or by the
-time to launch a layer's kernels, whichever is longer. Everything that is assumed is a constant below. Source: our choice.
+K (P + G (T + 1)); what prompts share is counted for each, so that is an upper end. Sampling is bound by memory traffic
+(weights and key-value cache once for each new token) or by the time to launch a layer's kernels, whichever is longer.
+Everything that is assumed is a constant below. Source: our choice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PEAK_FLOPS = 989e12  # bfloat16, dense
 BANDWIDTH = 3.35e12  # bytes per second
 GPU_GB = 80.0
 # Assumed, not measured.
-TRAIN_UTILISATION = 0.30  # of the peak, for packed rows with a mask of their own
+TRAIN_UTILISATION = 0.30  # of the peak, for packed texts with masks of their own
 TRAFFIC_UTILISATION = 0.50  # of the bandwidth, while sampling
 LAYER_SECONDS = 1.0e-3  # for one layer and one new token, without compiled graphs
 LINK_BANDWIDTH = 200e9  # bytes per second that a GPU gathers from the others of its machine

@@ -59,6 +59,7 @@ from enigma.prompts import encode, messages
 from enigma.questions import load_questions
 from enigma.results import atomic_write_json, file_hash
 from enigma.runlock import one_writer
+from enigma.scoring import shared_prefix
 from enigma.stats import Interval, mean_interval
 from enigma.transport import sinkhorn_divergence
 
@@ -293,13 +294,6 @@ def measured_layers(count: int) -> list[int]:
     """At most ten of the layers 1..count, evenly spaced, counted back from the last."""
     step = math.ceil(count / MAX_LAYERS)
     return sorted(range(count, 0, -step))
-
-
-def shared_prefix(prompts: list[list[int]]) -> int:
-    """Number of leading token ids that all prompts share, leaving each at least one token of its own."""
-    shortest = min(len(prompt) for prompt in prompts)
-    same = (len({prompt[i] for prompt in prompts}) == 1 for i in range(shortest - 1))
-    return next((i for i, equal in enumerate(same) if not equal), shortest - 1)
 
 
 class StateReader:

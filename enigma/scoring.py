@@ -1,22 +1,23 @@
 """Log-probabilities of the same completions under several prompts, in one packed forward.
 
-A row holds one prompt and all the completions that are scored under it:
+One line holds the beginning that all prompts share, the rest of each prompt, and the completions under each prompt:
 
-    [ prompt without its last token | last y_1 | last y_2 | ... ]
+    [ shared | rest of x_1 | rest of x_2 | ... | last of x_1, y_1 | last of x_1, y_2 | ... | last of x_2, y_1 | ... ]
 
-Each segment repeats the prompt's last token, whose output predicts the segment's first token. A segment sees the prompt
-and itself alone (`enigma.attention`), and positions restart in each segment, so every value and gradient equals
-that of a dense forward of prompt + completion. K prompts and N completions of T tokens cost K(P + N(T + 1)) tokens
-instead of K N (P + T). This is the one implementation behind the SAMI term, stage 1 and the metrics.
+The rest goes without the prompt's last token: each completion repeats it, since its output predicts the first token. A
+completion sees its prompt and itself alone (`enigma.attention`), at the positions it would have there, so every value
+and gradient equals that of a dense forward of prompt + completion. K prompts of P tokens, S of them shared, and N
+completions of T tokens cost S + K(P - S + N(T + 1)) tokens instead of K N (P + T). This is the one implementation
+behind the SAMI term, stage 1 and the metrics.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from enigma.attention import Packing, install
 from enigma.head import forward_logps
@@ -72,10 +73,10 @@ def completion_logprobs(
         layout.labels,
         entropy,
         input_ids=layout.input_ids,
-        # Of no use but to keep the model from making a mask of its own over whole rows.
+        # Of no use but to keep the model from making a mask of its own over the whole line.
         attention_mask=layout.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
-        position_ids=layout.position_ids,
-        logits_to_keep=layout.input_ids.shape[1] - layout.start,
+        position_ids=layout.packing.line[None],
+        logits_to_keep=layout.labels.shape[1],
         output_hidden_states=bool(layers),
         use_cache=False,
         packing=layout.packing,
@@ -84,75 +85,63 @@ def completion_logprobs(
         raise ValueError(f"{type(model).__name__}: its attention is not one of transformers' interface")
     hidden = None
     if layers:
-        states = torch.stack([outputs.hidden_states[i][:, layout.start :] for i in layers], dim=2)
+        states = torch.stack([outputs.hidden_states[i][0, -layout.labels.shape[1] :] for i in layers], dim=1)
         hidden = _gather(states, layout.index + 1, layout.mask)
     return Scores(
-        logps=_gather(logps, layout.index, layout.mask),
+        logps=_gather(logps[0], layout.index, layout.mask),
         mask=layout.mask,
-        entropy=_gather(entropies, layout.index, layout.mask) if entropy else None,
+        entropy=_gather(entropies[0], layout.index, layout.mask) if entropy else None,
         hidden=hidden,
     )
 
 
 @dataclass
 class _Layout:
-    input_ids: Tensor  # (R, L)
-    position_ids: Tensor  # (R, L)
+    input_ids: Tensor  # (1, L)
     packing: Packing
-    labels: Tensor  # (R, L - start): the token that each kept position predicts, 0 where none
-    start: int  # column of the first segment, the same in every row since prompts are padded on the left
-    index: Tensor  # (R, M, T): column, counted from `start`, that predicts token t of slot m
+    labels: Tensor  # (1, C): the token that each place of the completions predicts, 0 where none; the line ends with them
+    index: Tensor  # (R, M, T): the place, from the first completion on, that predicts token t of slot m
     mask: Tensor  # (R, M, T)
 
 
 def _pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[int]]) -> _Layout:
     device = prompts[0].device
-    start = max(len(prompt) for prompt in prompts) - 1
+    shared = shared_prefix([prompt.tolist() for prompt in prompts])
     slots = max(len(group) for group in groups)
-    longest = max((len(completion) for completion in completions), default=0)
-    # A segment is the prompt's last token and a completion.
-    columns = torch.zeros(len(prompts), slots, longest + 1, dtype=torch.long)
-    lengths = torch.zeros(len(prompts), slots, dtype=torch.long)
-    known = torch.zeros(len(prompts), start, dtype=torch.bool)
-    rows = {"ids": [], "positions": [], "labels": []}
-    for r, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-        p = len(prompt)
-        pad = start - (p - 1)
-        known[r, pad:] = True
-        ids = [prompt.new_zeros(pad), prompt[:-1]]
-        positions = [torch.zeros(pad, dtype=torch.long), torch.arange(p - 1)]
-        labels, column = [], start
-        for m, i in enumerate(group):
-            t = len(completions[i])
-            ids += [prompt[-1:], completions[i]]
-            labels += [completions[i], prompt.new_zeros(1)]
-            positions.append(torch.arange(p - 1, p + t))
-            columns[r, m, : t + 1] = torch.arange(column, column + t + 1)
-            lengths[r, m] = t + 1
-            column += t + 1
-        rows["ids"].append(torch.cat(ids))
-        rows["labels"].append(torch.cat(labels) if labels else prompt.new_zeros(0))
-        rows["positions"].append(torch.cat(positions))
-    position_ids = pad_sequence(rows["positions"], batch_first=True).to(device)
-    valid = (torch.arange(longest + 1) < lengths[..., None]).to(device)
-    columns = columns.to(device)
+    rests = [prompt[shared:-1] for prompt in prompts]
+    # A slot that a group leaves empty has no token at all; a completion without tokens has its prompt's last.
+    lengths = torch.tensor([
+        [len(completions[i]) + 1 for i in group] + [0] * (slots - len(group)) for group in groups
+    ]).view(len(groups), slots)  # fmt: skip
+    pairs = [(prompt[-1:], completions[i]) for prompt, group in zip(prompts, groups, strict=True) for i in group]
+    packing = Packing([
+        torch.tensor([shared], device=device),
+        torch.tensor([len(rest) for rest in rests], device=device),
+        lengths.flatten().to(device),
+    ])  # fmt: skip
+    first = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths).to(device)
+    mask = packing.valid[-1][:, 1:].view(*lengths.shape, -1)
+    nothing = prompts[0].new_zeros(1)
     return _Layout(
-        input_ids=pad_sequence(rows["ids"], batch_first=True),
-        position_ids=position_ids,
-        packing=Packing(known.to(device), position_ids, columns, valid),
-        labels=pad_sequence(rows["labels"], batch_first=True),
-        start=start,
-        index=(columns[..., :-1] - start).clamp(min=0),
-        mask=valid[..., 1:],
+        input_ids=torch.cat([prompts[0][:shared], *rests, *chain.from_iterable(pairs)])[None],
+        packing=packing,
+        labels=torch.cat([piece for _, completion in pairs for piece in (completion, nothing)])[None],
+        index=first[..., None] + torch.arange(mask.shape[2], device=device),
+        mask=mask,
     )
 
 
+def shared_prefix(prompts: list[list[int]]) -> int:
+    """Number of leading token ids that all prompts share, leaving each at least one token of its own."""
+    shortest = min(len(prompt) for prompt in prompts)
+    same = (len({prompt[i] for prompt in prompts}) == 1 for i in range(shortest - 1))
+    return next((i for i, equal in enumerate(same) if not equal), shortest - 1)
+
+
 def _gather(values: Tensor, index: Tensor, mask: Tensor) -> Tensor:
-    """(R, S, ...) at columns (R, M, T), zero where `mask` is false."""
-    rows = torch.arange(len(values), device=values.device)[:, None, None]
-    picked = values[rows, index.clamp(max=values.shape[1] - 1)]
-    mask = mask.reshape(mask.shape + (1,) * (picked.ndim - mask.ndim))
-    return picked.masked_fill(~mask, 0)
+    """(C, ...) at places (R, M, T), zero where `mask` is false."""
+    picked = values[index.clamp(max=len(values) - 1)]
+    return picked.masked_fill(~mask.reshape(mask.shape + (1,) * (picked.ndim - mask.ndim)), 0)
 
 
 def reasoning_tokens(tokenizer, ids: list[int]) -> int:

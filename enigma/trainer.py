@@ -439,7 +439,7 @@ def _add_cross_scores(model, prompts, completions, own: Tensor, sets: int, k: in
 
 
 def own_scores(model, prompts, completions, layers, entropy):
-    """Score each completion under its own prompt; equal neighbouring prompts share a packed row.
+    """Score each completion under its own prompt; equal neighbouring prompts are one.
 
     Returns the `Scores` and, for indexing them, the row and the slot of each completion.
     """

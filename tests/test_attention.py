@@ -1,4 +1,4 @@
-"""Attention over packed rows, and the head that makes no logits: the gradient and the ways around them."""
+"""Attention over packed texts, and the head that makes no logits: the gradient and the ways around them."""
 
 import pytest
 import torch
@@ -17,19 +17,41 @@ def packing() -> Packing:
 
 def test_split_and_join_are_inverse_and_their_gradients_exact():
     made = packing()
-    rows, length = len(made.prompt), made.length
-    x = torch.randn(rows, length, 2, 3, dtype=torch.float64, requires_grad=True)
-    real = torch.zeros(rows, length, dtype=torch.bool)
-    real[:, : made.start] = True
-    real.view(-1)[made.columns] = True
-    joined = _Join.apply(*_Split.apply(x, made), made)
-    torch.testing.assert_close(joined, x * real[:, :, None, None], rtol=0, atol=0)
+    x = torch.randn(len(made.line), 2, 3, dtype=torch.float64, requires_grad=True)
+    joined = _Join.apply(made, *_Split.apply(x, made))
+    torch.testing.assert_close(joined, x, rtol=0, atol=0)
     assert torch.autograd.gradcheck(lambda t: _Split.apply(t, made), (x,))
     parts = [part.detach().clone().requires_grad_() for part in _Split.apply(x, made)]
-    assert torch.autograd.gradcheck(lambda a, b: _Join.apply(a, b, made), parts)
+    assert torch.autograd.gradcheck(lambda *levels: _Join.apply(made, *levels), parts)
 
 
-def test_outside_packed_rows_the_model_is_what_it_was():
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_masks_are_those_of_each_text_by_itself(window):
+    """For every two tokens of the line: visible exactly where one plain causal text holds both, inside the window."""
+    made = Packing([torch.tensor([2]), torch.tensor([3, 0]), torch.tensor([2, 1, 0, 4])])
+    texts = [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 7], [0, 1], [0, 1, 8, 9, 10, 11]]
+    expected = torch.zeros(12, 12, dtype=torch.bool)
+    for text in texts:
+        for at, query in enumerate(text):
+            expected[query, text[max(0, at - window + 1) if window else 0 : at + 1]] = True
+            assert made.line[query] == at
+    # A level's keys, as tokens of the line: its ancestors' and its own; -1 is padding.
+    shared, rest = torch.tensor([[0, 1]]), torch.tensor([[2, 3, 4], [-1, -1, -1]])
+    own = torch.tensor([[5, 6, -1, -1], [7, -1, -1, -1], [-1, -1, -1, -1], [8, 9, 10, 11]])
+    keys = [shared, torch.cat([shared.repeat(2, 1), rest], 1),
+            torch.cat([shared.repeat(4, 1), rest.repeat_interleave(2, 0), own], 1)]  # fmt: skip
+    found = torch.zeros_like(expected)
+    for mask, key, query in zip(made.masks(window), keys, (shared, rest, own), strict=True):
+        for text in range(len(key)):
+            for i, j in mask[text, 0].nonzero().tolist():
+                if query[text, i] >= 0:
+                    assert key[text, j] >= 0, "padding is never seen"
+                    found[query[text, i], key[text, j]] = True
+        assert mask.any(-1).all(), "a row without any key would be NaN"
+    assert torch.equal(found, expected)
+
+
+def test_outside_packed_texts_the_model_is_what_it_was():
     model = build("gemma3").eval()
     ids = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)

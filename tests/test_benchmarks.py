@@ -56,10 +56,11 @@ def _taken(model):
 
 def test_slopes_vary_one_thing_at_a_time(monkeypatch, toy_model, tmp_path):
     monkeypatch.setattr(slopes, "load_model", lambda spec, seed: (toy_model(), None))
-    monkeypatch.setattr(slopes, "PROMPTS", (5, 10))
+    monkeypatch.setattr(slopes, "PROMPTS", (35, 70))
     curves = slopes.measure(load_profile("smoke"), rounds=1)
     tokens = {row["principles"]: row["packed_tokens"] for row in curves if row["varied"] == "principles"}
-    assert tokens[8] == 8 * tokens[1]
+    shared = slopes.PROMPT - slopes.OWN
+    assert tokens[8] - shared == 8 * (tokens[1] - shared)
     slopes.draw(curves, {"device": "toy", "dtype": "float32"}, tmp_path / "slopes.png")
     assert (tmp_path / "slopes.png").stat().st_size > 1000
 

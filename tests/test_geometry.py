@@ -33,7 +33,6 @@ from enigma.geometry import (
     principal_angles,
     probe_hits,
     random_subsets,
-    shared_prefix,
     span_basis,
     subset_shares,
     variance_ratio,
@@ -408,13 +407,6 @@ def test_measured_layers_end_with_the_last():
     for count in range(1, 60):
         layers = measured_layers(count)
         assert layers[-1] == count and 1 <= layers[0] and len(layers) <= 10
-
-
-def test_shared_prefix_leaves_every_prompt_a_token():
-    assert shared_prefix([[1, 2, 3], [1, 2, 4]]) == 2
-    assert shared_prefix([[1, 2], [1, 2]]) == 1
-    assert shared_prefix([[1], [1, 2]]) == 0
-    assert shared_prefix([[1, 2, 3]]) == 2
 
 
 @pytest.mark.parametrize("prefix", [0, 5])

@@ -12,7 +12,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from enigma.scoring import completion_logprobs
+from enigma.scoring import _pack, completion_logprobs, shared_prefix
 
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
 
@@ -78,6 +78,35 @@ def test_equals_dense_forward(kind, lora, checkpointing):
     scale = max(float(g.abs().max()) for g in dense_gradient)
     for a, b in zip(packed_gradient, dense_gradient, strict=True):
         assert float((a - b).abs().max()) / scale < 1e-5
+
+
+def test_shared_prefix_leaves_every_prompt_a_token():
+    assert shared_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert shared_prefix([[1, 2], [1, 2]]) == 1
+    assert shared_prefix([[1], [1, 2]]) == 0
+    assert shared_prefix([[1, 2, 3]]) == 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("lengths", [(0, 3, 8), (4, 4), (6,)])
+def test_what_prompts_share_is_computed_once_and_nothing_changes(kind, lengths):
+    """Prompts of one beginning and rests of any length, none among them, equal or not."""
+    model = build(kind)
+    generator = torch.Generator().manual_seed(5)
+    beginning = ragged()[0][1]
+    prompts = [torch.cat([beginning, torch.randint(3, 97, (n,), generator=generator)]) for n in lengths]
+    completions = ragged()[1]
+    line = _pack(prompts, completions, [list(range(len(completions)))] * len(prompts)).packing.line
+    rests = sum(len(prompt) - 1 for prompt in prompts) - (len(prompts) - 1) * shared_prefix([p.tolist() for p in prompts])
+    assert len(line) == rests + len(prompts) * sum(len(completion) + 1 for completion in completions)
+    weights = torch.randn(len(prompts), len(completions), generator=generator)
+    parameters = list(model.parameters())
+    ours = completion_logprobs(model, prompts, completions).logps.sum(-1)
+    theirs = torch.stack([torch.stack([dense(model, p, c).sum() for c in completions]) for p in prompts])
+    assert relative(ours, theirs) < 1e-5
+    ours, theirs = (torch.autograd.grad((sums * weights).sum(), parameters) for sums in (ours, theirs))
+    scale = max(float(g.abs().max()) for g in theirs)
+    assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / scale < 1e-5
 
 
 def test_groups_select_pairs_and_mask_covers_the_ragged_tokens():
