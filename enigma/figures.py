@@ -25,7 +25,7 @@ from matplotlib.patches import Patch
 from scipy import stats
 
 from .claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, joint_p_value
-from .prediction import TOO_FEW
+from .prediction import OUTCOMES, TOO_FEW
 from .results import interval_text
 
 WIDTH = 7.0  # inches, two columns of a paper
@@ -157,7 +157,8 @@ def fig1_sufficiency(sufficiency: pd.DataFrame) -> Figure:
     left.set(xlabel="Sufficiency Index (share of log K)", ylim=(-0.8, len(order) - 0.2))
     _title(left, "a", "Principles")
 
-    names = [name for name in ("low", "pool", "high") if (name, "reasoning") in sets.index]
+    labels = _set_labels(name for name, span in sets.index if span == "reasoning")
+    names = list(labels)
     for y, name in enumerate(names):
         for span, shift in (("reasoning", 0.1), ("completion", -0.15)):
             if (name, span) in sets.index:
@@ -165,8 +166,7 @@ def fig1_sufficiency(sufficiency: pd.DataFrame) -> Figure:
                 ends = (row["si_low"], row["si_high"])
                 _point(right, row["si"], y + shift, *ends, "black", "o", hollow=span != "reasoning", size=4.5)
     right.axvline(0, color=GREY, lw=0.7, ls=":", zorder=0)
-    labels = {"high": "high set ▲", "low": "low set ▼", "pool": "whole pool"}
-    right.set_yticks(range(len(names)), [labels[name] for name in names])
+    right.set_yticks(range(len(names)), labels.values())
     right.set(xlabel="Sufficiency Index", ylim=(-0.6, len(names) - 0.4))
     _title(right, "b", "Sets")
 
@@ -179,6 +179,14 @@ def fig1_sufficiency(sufficiency: pd.DataFrame) -> Figure:
     ]
     key.legend(handles=handles, loc="upper left", title="Family of the principle", alignment="left")
     return figure
+
+
+def _set_labels(names: Iterable[str]) -> dict[str, str]:
+    """{set: label} of those named, the whole pool first, then the sets from low to high."""
+    fixed = {"pool": "whole pool", "low": "low set ▼", "high": "high set ▲"}
+    names = set(names)
+    between = {name: f"set at {name}" for name in sorted(names - fixed.keys(), key=float)}
+    return {name: (fixed | between)[name] for name in ("pool", "low", *between, "high") if name in names}
 
 
 def _set_marks(sufficiency: pd.DataFrame) -> dict[str, str]:
@@ -195,9 +203,10 @@ def fig1_caption(sufficiency: pd.DataFrame) -> str:
     return (
         f"Sufficiency Index (row bound over log K, K = {int(best['k'])}) on the untrained model, from "
         f"{int(best['questions'])} questions. (a) {len(rows)} principles, coloured by family; filled: reasoning span, "
-        "hollow: whole completion. (b) The chosen sets and the pool; the sets were chosen on the same questions. Bars: 95% "
-        f"intervals over questions. Best: {best['name']} {_effect(best, 'si')}; worst: {worst['name']} "
-        f"{_effect(worst, 'si')}; their intervals {'do not overlap' if apart else 'overlap'}."
+        "hollow: whole completion. (b) The pool, and the sets, which were chosen on the same questions; a number is the set's "
+        "quantile of SI among all sets. Bars: 95% intervals over questions. "
+        f"Best: {best['name']} {_effect(best, 'si')}; worst: {worst['name']} {_effect(worst, 'si')}; "
+        f"their intervals {'do not overlap' if apart else 'overlap'}."
     )
 
 
@@ -887,6 +896,9 @@ def fig11_prediction(prediction_points: pd.DataFrame, prediction: pd.DataFrame) 
         _title(axes, letter, f"rank correlation {text}" if np.isfinite(found["correlation"]) else "no rank correlation")
         axes.set(xlabel="SI of the set, untrained model", ylabel=label)
         axes.margins(x=0.22, y=0.18)
+        if OUTCOMES[outcome] < 0:  # so that what the claim favours is up in every panel
+            axes.invert_yaxis()
+            axes.set_ylabel(f"{label} (down)")
     figure.suptitle(prediction_title(prediction), fontsize=9)
     return figure
 
@@ -909,7 +921,8 @@ def fig11_caption(prediction_points: pd.DataFrame, prediction: pd.DataFrame) -> 
     return (
         f"{prediction_title(prediction)}. Arms that differ in their principles alone ({prediction_points['set'].nunique()} sets, "
         f"seeds: {prediction_points['seed'].nunique()}, the small points). SI of the set on the questions that chose it. "
-        "Spearman's correlation over sets, signed so that above zero favours the claim: " + "; ".join(texts) + "."
+        "What the claim favours is up in every panel, so less is up where the axis points down, and above zero in Spearman's "
+        "correlation over sets: " + "; ".join(texts) + "."
     )
 
 

@@ -221,8 +221,19 @@ def test_prediction_says_in_its_title_whether_it_predicts():
     assert all(drawn.count(f"enigma_q{i}") == 4 for i in range(6))
     assert "steadiness: SI predicts the opposite" in texts(figures.fig11_prediction(**against))
     assert "p = 0.0028" in figures.fig11_caption(**six)
+    drawn = figures.fig11_prediction(**six)
+    assert [axes.yaxis_inverted() for axes in drawn.axes] == [sign < 0 for sign in prediction.OUTCOMES.values()]
     unmeasured = six["prediction_points"].assign(grad_norm_cv=np.nan)
     assert texts(figures.fig11_prediction(unmeasured, six["prediction"])).count("not measured") == 1
+
+
+def test_every_set_is_drawn_in_order_of_si():
+    table = sufficiency()
+    high = table[(table["level"] == "set") & (table["name"] == "high")]
+    more = pd.concat([table, *(high.assign(name=name) for name in ("0.8", "0.25"))])
+    sets = figures.fig1_sufficiency(more).axes[1]
+    named = [label.get_text() for label in sets.get_yticklabels()]
+    assert named == ["whole pool", "low set ▼", "set at 0.25", "set at 0.8", "high set ▲"]
 
 
 def test_stability_shows_the_chosen_and_the_retest():
