@@ -157,7 +157,8 @@ def _principal_axes(x: np.ndarray, k: int) -> np.ndarray:
     if not 1 <= k <= min(x.shape):
         raise ValueError(f"k: found {k}, expected between 1 and {min(x.shape)}")
     if k < min(x.shape):
-        return svds(x, k=k, v0=np.ones(min(x.shape)))[2].T
+        start = np.random.default_rng(0).standard_normal(min(x.shape))  # ones would be orthogonal to centred rows
+        return svds(x, k=k, v0=start)[2].T
     return np.linalg.svd(x, full_matrices=False)[2][:k].T
 
 
@@ -601,10 +602,17 @@ def _pick_tokens(completions: list[list[int]], seed: int) -> list[np.ndarray]:
 
 def _read_pair(model, material: Material) -> tuple[Clouds, Clouds, list[float]]:
     """States of a PEFT model without and with its adapter, and each prompt's mean Fisher-Rao distance between the two."""
+    width, owner = model.config.get_text_config().hidden_size, material.owner
+    # Whole from the start: small arrays kept between large ones that go would leave holes in memory, gigabytes in all.
+    sides = [
+        Clouds(np.empty((len(material.prompts), len(material.layers), width), np.float32),
+               np.empty((len(material.layers), len(owner), width), np.float32))
+        for _ in range(2)
+    ]  # fmt: skip
     with model.disable_adapter():
         base = StateReader(model, material.prefix, material.layers)
     arm = StateReader(model, material.prefix, material.layers)
-    sides, distances = ([], []), []
+    distances = []
     for rows in track(list(_batches(len(material.prompts), material.batch_size)), "states", unit="batch"):
         texts = [material.prompts[i] for i in rows], [material.completions[i] for i in rows]
         with model.disable_adapter():
@@ -612,13 +620,9 @@ def _read_pair(model, material: Material) -> tuple[Clouds, Clouds, list[float]]:
         for i, *pair in zip(rows, before, arm.read(*texts, logits=True), strict=True):
             distances.append(fisher_rao(*(logits for _, logits in pair)).mean().item())
             for side, (hidden, _) in zip(sides, pair, strict=True):
-                side.append((hidden.mean(1).numpy(), hidden[:, material.picked[i]].numpy()))
-    return *(_clouds(side) for side in sides), distances
-
-
-def _clouds(prompts: list[tuple[np.ndarray, np.ndarray]]) -> Clouds:
-    means, tokens = zip(*prompts, strict=True)
-    return Clouds(np.stack(means), np.concatenate(tokens, axis=1))
+                side.means[i] = hidden.mean(1)
+                side.tokens[:, owner == i] = hidden[:, material.picked[i]]
+    return *sides, distances
 
 
 def _read_told(model, material: Material, principles: Sequence[int]) -> np.ndarray:

@@ -94,11 +94,19 @@ def claims(results) -> str:
 
 def benchmarks(results) -> str:
     """The trainer's cost against named peers, and the machine that it was measured on."""
-    measured = json.loads((REPOSITORY / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+    return _measured("cpu.json", ["name", "against", "ours", "theirs", "ratio", "target", "met"])
+
+
+def geometry_cost(results) -> str:
+    """What stage 4 costs on many prompts."""
+    return _measured("geometry_cpu.json", ["name", "ours", "target", "met"])
+
+
+def _measured(file: str, columns: list[str]) -> str:
+    measured = json.loads((REPOSITORY / "benchmarks" / file).read_text(encoding="utf-8"))
     rows = [
         {
-            "measured": row["name"],
-            "against": row["against"],
+            **row,
             "ours": _amount(row, ""),
             "theirs": _amount(row, "peer_"),
             "ratio": f"{row['ratio']:.2f}",
@@ -110,7 +118,7 @@ def benchmarks(results) -> str:
     machine = measured["machine"]
     head = f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}, " \
            f"TRL {machine['trl']}."
-    return f"{markdown_table(pd.DataFrame(rows))}\n{head}"
+    return f"{markdown_table(pd.DataFrame(rows)[columns].rename(columns={'name': 'measured'}))}\n{head}"
 
 
 def _amount(row: dict, side: str) -> str:
@@ -162,5 +170,5 @@ def _holder(row) -> str:
 
 BLOCKS = {
     "costs": costs, "learning": learning, "claims": claims, "setting": setting, "placement": placement,
-    "benchmarks": benchmarks, "kernels": kernels, "sweep": sweep,
+    "benchmarks": benchmarks, "kernels": kernels, "geometry_cost": geometry_cost, "sweep": sweep,
 }  # fmt: skip

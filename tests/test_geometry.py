@@ -179,6 +179,15 @@ def test_anisotropy(rng):
     assert anisotropy(x) == pytest.approx(expected)
 
 
+def test_principal_angles_of_fewer_points_than_dimensions():
+    """Rows of mean exactly zero: a starting vector of ones would be lost in them."""
+    half = np.random.default_rng(0).integers(-9, 9, (2, 10, 40)) * np.arange(40, 0, -1)
+    x, y = (np.concatenate([points, -points]) for points in half)
+    axes = [np.linalg.svd(cloud)[2][:3] for cloud in (x, y)]
+    expected = np.arccos(np.clip(np.linalg.svd(axes[0] @ axes[1].T)[1], -1, 1))[::-1]
+    np.testing.assert_allclose(principal_angles(x, y, 3), expected, atol=1e-6)
+
+
 def test_principal_angles_of_a_known_rotation(rng):
     x = rng.standard_normal((200, 6)) * [20, 10, 1, 1, 1, 1]
     angle = 0.4
