@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enigma import jobs
-from enigma.__main__ import main
 from enigma.errors import InputError
 from enigma.principles import load_pool
 from enigma.profile import load_profile
@@ -292,6 +291,7 @@ def test_two_ranks_killed_resumed_and_collected(experiment):
     rest = command(experiment, "--jobs", "2")
     told = rest.communicate(timeout=240)[0]
     assert rest.returncode == 0 and "training: 2 runs, 2 at a time" in told, told
-    assert main(["train", experiment.path, "--results", experiment.root, "--jobs", "0"]) == 0
+    collected = command(experiment, "--jobs", "0")
+    assert collected.wait(timeout=120) == 0, collected.communicate()[0]
     states = {line.name.strip(): line.state for line in status(experiment.profile, experiment.root)}
     assert {states[f"{arm}-s0"] for arm in experiment.profile.arms} == {"done"}
