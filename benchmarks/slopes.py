@@ -29,6 +29,7 @@ def measure(profile, rounds: int = 1) -> list[dict]:
     # As with an adapter: activations carry a gradient, weights do not.
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
     made = []
+    _timed(model, 1, PROMPT, 1)  # the first call of all is slow
     for k in PRINCIPLES:
         made.append({"varied": "principles", "principles": k, "prompt": PROMPT, **_timed(model, k, PROMPT, rounds)})
     for p in PROMPTS:
