@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
-from enigma import benchmark, scoring
+from enigma import benchmark
 from enigma.errors import InputError
 from enigma.results import Results
 from enigma.stats import holm, paired_p_value
@@ -355,17 +355,17 @@ def test_shared_prompts_give_lm_evals_own_log_probabilities(tokenizer, batch_siz
     assert [logp for logp, _ in found] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
-def test_a_prompt_is_read_once_for_all_of_its_choices(tokenizer, monkeypatch):
-    model, asked, tokens = tiny_model(tokenizer), [], []
-    forward, score = model.forward, scoring.completion_logprobs
+def test_a_prompt_is_read_once_for_all_of_its_choices(tokenizer):
+    """At most four prompts in a forward: every prompt's tokens once, beside each choice's."""
+    model, tokens = tiny_model(tokenizer), []
+    forward = model.forward
     model.forward = lambda *arguments, **named: tokens.append(named["input_ids"].numel()) or forward(*arguments, **named)
-    monkeypatch.setattr(
-        scoring, "completion_logprobs", lambda *given, **named: asked.append(given[1:3]) or score(*given, **named)
-    )
-    benchmark.evaluate(model, tokenizer, ["enigma_reasoning"], limit=10, batch_size=4, seed=0)
-    assert [(len(prompts), len(choices)) for prompts, choices in asked] == [(4, 16), (4, 16), (2, 8)]
-    for (prompts, choices), read in zip(asked, tokens, strict=True):
-        assert read <= sum(map(len, prompts)) + sum(len(choice) + 1 for choice in choices)
+    named = dict(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, softmax_dtype="float32")
+    requests = [(None, [5 + i, 6, 7, 8, 9], [20 + j, 21]) for i in range(10) for j in range(4)]
+    found = benchmark._language_model()(**named)._loglikelihood_tokens(requests)
+    assert len(found) == 40
+    # A prompt goes without its last token, which each of its four choices of two tokens repeats.
+    assert tokens == [4 * (4 + 4 * 3), 4 * (4 + 4 * 3), 2 * (4 + 4 * 3)]
 
 
 def test_answers_are_the_likeliest_options(tokenizer):
