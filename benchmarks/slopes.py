@@ -40,10 +40,10 @@ def measure(profile, rounds: int = 1) -> list[dict]:
 def _timed(model, k: int, prompt: int, rounds: int) -> dict:
     generator = torch.Generator().manual_seed(0)
     high = model.config.vocab_size
-    draw = lambda n: torch.randint(3, high, (n,), generator=generator).to(model.device)
-    shared = draw(prompt - OWN)
-    prompts = [torch.cat([shared, draw(OWN)]) for _ in range(k)]
-    completions = [draw(TOKENS) for _ in range(COMPLETIONS)]
+    some = lambda n: torch.randint(3, high, (n,), generator=generator).to(model.device)
+    shared = some(prompt - OWN)
+    prompts = [torch.cat([shared, some(OWN)]) for _ in range(k)]
+    completions = [some(TOKENS) for _ in range(COMPLETIONS)]
     own = [list(range(i * COMPLETIONS // k, (i + 1) * COMPLETIONS // k)) for i in range(k)]
     dense = torch.stack([torch.cat([prompts[i], completions[j]]) for i, group in enumerate(own) for j in group])
 

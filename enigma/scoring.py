@@ -110,9 +110,7 @@ def _pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[in
     slots = max(len(group) for group in groups)
     rests = [prompt[shared:-1] for prompt in prompts]
     # A slot that a group leaves empty has no token at all; a completion without tokens has its prompt's last.
-    lengths = torch.tensor([
-        [len(completions[i]) + 1 for i in group] + [0] * (slots - len(group)) for group in groups
-    ]).view(len(groups), slots)  # fmt: skip
+    lengths = torch.tensor([[len(completions[i]) + 1 for i in group] + [0] * (slots - len(group)) for group in groups])
     pairs = [(prompt[-1:], completions[i]) for prompt, group in zip(prompts, groups, strict=True) for i in group]
     packing = Packing([
         torch.tensor([shared], device=device),
@@ -120,7 +118,7 @@ def _pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[in
         lengths.flatten().to(device),
     ])  # fmt: skip
     first = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths).to(device)
-    mask = packing.valid[-1][:, 1:].view(*lengths.shape, -1)
+    mask = packing.valid[-1][:, 1:].unflatten(0, lengths.shape)
     nothing = prompts[0].new_zeros(1)
     return _Layout(
         input_ids=torch.cat([prompts[0][:shared], *rests, *chain.from_iterable(pairs)])[None],

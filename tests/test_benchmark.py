@@ -366,6 +366,9 @@ def test_a_prompt_is_read_once_for_all_of_its_choices(tokenizer):
     assert len(found) == 40
     # A prompt goes without its last token, which each of its four choices of two tokens repeats.
     assert tokens == [4 * (4 + 4 * 3), 4 * (4 + 4 * 3), 2 * (4 + 4 * 3)]
+    tokens.clear()
+    benchmark.evaluate(model, tokenizer, ["enigma_reasoning"], limit=10, batch_size=4, seed=0)
+    assert len(tokens) == 3  # for ten prompts, not for forty texts
 
 
 def test_answers_are_the_likeliest_options(tokenizer):

@@ -150,6 +150,13 @@ def test_a_completion_never_sees_its_neighbour():
     assert not torch.allclose(before[:, 2], after[:, 2])
 
 
+def test_completions_that_are_all_empty_have_no_tokens():
+    nothing = [torch.zeros(0, dtype=torch.long)] * 2
+    scores = completion_logprobs(build("llama"), ragged()[0], nothing, layers=(-1,), entropy=True)
+    assert scores.logps.shape == scores.mask.shape == scores.entropy.shape == (3, 2, 0)
+    assert scores.hidden.shape == (3, 2, 0, 1, 32)
+
+
 def test_bad_input_is_refused():
     model = build("llama")
     with pytest.raises(ValueError, match="prompt is empty"):
