@@ -22,9 +22,9 @@ import torch
 from trl import GRPOTrainer
 
 from benchmarks import cases, kernels, slopes
+from enigma.llm.trainer import EnigmaTrainer
 from enigma.profile import load_profile
-from enigma.results import atomic_write_json
-from enigma.trainer import EnigmaTrainer
+from enigma.record.results import atomic_write_json
 
 HERE = Path(__file__).parent
 KINDS = {"enigma": EnigmaTrainer, "trl": GRPOTrainer}
@@ -36,7 +36,12 @@ def compared(name: str, case: cases.Case, against: str, target: float, rounds: i
     taken = [(cases.seconds(case.ours), cases.seconds(case.peer)) for _ in range(rounds)]
     ours, peer = (median(side) for side in zip(*taken, strict=True))
     row = {"name": name, "against": against, "ratio": round(ours / peer, 4), "target": target}
-    row |= {"met": ours / peer <= target, "seconds": round(ours, 3), "peer_seconds": round(peer, 3), "rounds": rounds}
+    row |= {
+        "met": ours / peer <= target,
+        "seconds": round(ours, 3),
+        "peer_seconds": round(peer, 3),
+        "rounds": rounds,
+    }
     print(f"{name}: {ours:.2f} s against {peer:.2f} s, ratio {ours / peer:.3f}, target {target}", flush=True)
     return row
 
@@ -54,28 +59,53 @@ def measure(profile, rounds: int) -> tuple[list[dict], list[dict]]:
             matrix = cases.sami_matrix(ours, inputs, k)
             rows += [
                 step,
-                compared("SAMI matrix with gradient, K=2", matrix, "a padded forward per principle", 1 / 3, rounds),
-                compared("Sinkhorn term", cases.sinkhorn_term(ours, inputs, loss), "ENIGMA's loss phase", 0.03, rounds),
+                compared(
+                    "SAMI matrix with gradient, K=2", matrix, "a padded forward per principle", 1 / 3, rounds
+                ),
+                compared(
+                    "Sinkhorn term",
+                    cases.sinkhorn_term(ours, inputs, loss),
+                    "ENIGMA's loss phase",
+                    0.03,
+                    rounds,
+                ),
                 absolute("step, seconds", step["seconds"], 12.0),
             ]
-            phases = {"sampling": cases.sampling(ours),
-                      "SAMI matrix": matrix.ours, "SAMI matrix, dense": matrix.peer,
-                      "loss, K=2": loss.ours, "TRL's loss": loss.peer}  # fmt: skip
+            phases = {
+                "sampling": cases.sampling(ours),
+                "SAMI matrix": matrix.ours,
+                "SAMI matrix, dense": matrix.peer,
+                "loss, K=2": loss.ours,
+                "TRL's loss": loss.peer,
+            }
             profiles += [kernels.shares(name, work) for name, work in phases.items()]
     memory = {side: peak_memory(profile, side) for side in KINDS}
     ratio = memory["enigma"] / memory["trl"]
-    rows.append({
-        "name": "peak memory of a step, K=2", "against": "TRL's GRPO step", "ratio": round(ratio, 4), "target": 0.7,
-        "met": ratio <= 0.7, "memory_gb": memory["enigma"], "peer_memory_gb": memory["trl"],
-    })  # fmt: skip
+    rows.append(
+        {
+            "name": "peak memory of a step, K=2",
+            "against": "TRL's GRPO step",
+            "ratio": round(ratio, 4),
+            "target": 0.7,
+            "met": ratio <= 0.7,
+            "memory_gb": memory["enigma"],
+            "peer_memory_gb": memory["trl"],
+        }
+    )
     rows.append(absolute("step, GB", memory["enigma"], 5.0))
     return rows, profiles
 
 
 def absolute(name: str, value: float, target: float) -> dict:
     """A guide only: it depends on the machine."""
-    return {"name": name, "against": "absolute", "ratio": round(value / target, 4), "target": target,
-            "value": round(value, 3), "met": value <= target}  # fmt: skip
+    return {
+        "name": name,
+        "against": "absolute",
+        "ratio": round(value / target, 4),
+        "target": target,
+        "value": round(value, 3),
+        "met": value <= target,
+    }
 
 
 def peak_memory(profile, side: str) -> float:
@@ -104,9 +134,18 @@ def _peak_resident() -> int:
 
 
 def machine() -> dict:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities()["cpu_name"]
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else torch.cpu.get_capabilities()["cpu_name"]
+    )
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "POT")}
-    return {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version(), **packages}
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **packages,
+    }
 
 
 def main() -> None:
@@ -122,10 +161,16 @@ def main() -> None:
     rows, profiles = measure(profile, args.rounds)
     curves = slopes.measure(profile)
     name = "gpu" if torch.cuda.is_available() else "cpu"
-    from enigma.assets import model_dtype
+    from enigma.llm.loading import model_dtype
 
-    head = {"profile": profile.name, "dtype": str(model_dtype(profile.model)).removeprefix("torch."), **machine()}
-    atomic_write_json(HERE / f"{name}.json", {"machine": head, "rows": rows, "kernels": profiles, "slopes": curves})
+    head = {
+        "profile": profile.name,
+        "dtype": str(model_dtype(profile.model)).removeprefix("torch."),
+        **machine(),
+    }
+    atomic_write_json(
+        HERE / f"{name}.json", {"machine": head, "rows": rows, "kernels": profiles, "slopes": curves}
+    )
     slopes.draw(curves, head, HERE / f"slopes_{name}.png")
     print(json.dumps(rows, indent=1))
 

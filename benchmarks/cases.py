@@ -16,14 +16,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from enigma import prompts
-from enigma.assets import load_model
-from enigma.principles import load_pool
-from enigma.questions import load_questions
-from enigma.rewards import graded_format_reward
-from enigma.scoring import completion_logprobs
-from enigma.trainer import EnigmaConfig, EnigmaTrainer
-from enigma.training import matched_prompts
+from enigma.data.principles import load_pool
+from enigma.data.questions import load_questions
+from enigma.llm import prompts
+from enigma.llm.loading import load_model
+from enigma.llm.scoring import completion_logprobs
+from enigma.llm.trainer import EnigmaConfig, EnigmaTrainer
+from enigma.method.rewards import graded_format_reward
+from enigma.stages.train import matched_prompts
 
 
 class Case(NamedTuple):
@@ -99,7 +99,10 @@ def trainer(profile, kind: type, k: int):
         processing_class=tokenizer,
         # Not zero, so that the policy differs from the reference as it does in training.
         peft_config=LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, target_modules=list(lora.target_modules), init_lora_weights="gaussian"
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.target_modules),
+            init_lora_weights="gaussian",
         ),
     )
     for name, weight in made.model.named_parameters():
@@ -155,9 +158,12 @@ def sami_matrix(made, inputs: dict, k: int) -> Case:
     """log p(y_i | x, c_k) for all completions of a matched set with a gradient, against one padded forward for each
     principle over prompt and completion with the log-softmax of every position, as the SAMI reference has it."""
     ids = [row[keep.bool()] for row, keep in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)]
-    completions = [row[keep.bool()] for row, keep in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)]
+    completions = [
+        row[keep.bool()]
+        for row, keep in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+    ]
     n = made.args.matched_set_size
-    firsts = ids[:n : n // k]
+    firsts = ids[: n : n // k]
     ours = made.model
 
     def packed():
@@ -177,7 +183,9 @@ def sami_matrix(made, inputs: dict, k: int) -> Case:
 def sinkhorn_term(made, inputs: dict, loss: Case) -> Case:
     """The divergence of every matched set with its gradient, against the loss phase that it is part of."""
     shape = (*inputs["completion_ids"].shape, len(made.args.ot_layers), made.model.config.hidden_size)
-    policy = (inputs["reference_hidden"] + 0.1 * torch.randn_like(inputs["reference_hidden"])).requires_grad_()
+    policy = (
+        inputs["reference_hidden"] + 0.1 * torch.randn_like(inputs["reference_hidden"])
+    ).requires_grad_()
     assert policy.shape == shape
     scores = type("Scores", (), {"hidden": policy, "mask": inputs["completion_mask"].bool()})
     scores.sets, scores.logps = len(policy) // made.args.matched_set_size, policy

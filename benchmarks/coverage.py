@@ -4,7 +4,7 @@ A toy whose information is known: a completion under principle k is a point in K
 strength x e_k, and its scores are its exact log-likelihoods. Questions differ in strength (log-normal), so the mean over
 questions has the sampling error that a real pool's has, down to its tail: near log K most questions carry all there is and
 a rare one far less. Each cell draws 500 times that many questions and asks whether the interval of
-`enigma.stats.mean_interval`, as stage 1 uses it, holds the true information; for comparison the percentile bootstrap.
+`enigma.method.stats.mean_interval`, as stage 1 uses it, holds the true information; for comparison the percentile bootstrap.
 Writes results/coverage/. A minute or two.
 """
 
@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq
 from scipy.special import log_softmax
 
-from enigma.figures import WIDTH, styled
+from enigma.figures.all import WIDTH, styled
+from enigma.method.stats import mean_interval
 from enigma.profile import load_profile
-from enigma.progress import track
-from enigma.results import Results
-from enigma.stats import mean_interval
+from enigma.record.progress import track
+from enigma.record.results import Results
 
 REPETITIONS, RESAMPLES, SAMPLES = 500, 500, 2
 SPREAD = 0.4  # standard deviation of the logarithm of a question's strength
@@ -40,7 +40,9 @@ CAPTION = (
 )
 
 
-def row_values(strength: float, k: int, questions: int, source: np.ndarray, generator) -> tuple[np.ndarray, np.ndarray]:
+def row_values(
+    strength: float, k: int, questions: int, source: np.ndarray, generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(questions, completions) row bounds in nats, and their expectation given the completion, log K minus the
     posterior's entropy.
 
@@ -71,23 +73,40 @@ def cell(of: str, k: int, share: float, questions: int, repetitions: int = REPET
     for repetition in range(repetitions):
         values = row_values(strength, k, questions, source, generator)[0].mean(1)
         boot = dict(resamples=RESAMPLES, seed=repetition)
-        drawn = values[np.random.default_rng(repetition).integers(0, questions, (RESAMPLES, questions))].mean(1)
-        ends.append([*mean_interval(values, support=(0.0, limit), **boot)[1:], *mean_interval(values, **boot)[1:],
-                     *np.quantile(drawn, [0.025, 0.975])])  # fmt: skip
+        drawn = values[np.random.default_rng(repetition).integers(0, questions, (RESAMPLES, questions))].mean(
+            1
+        )
+        ends.append(
+            [
+                *mean_interval(values, support=(0.0, limit), **boot)[1:],
+                *mean_interval(values, **boot)[1:],
+                *np.quantile(drawn, [0.025, 0.975]),
+            ]
+        )
     low, high = np.array(ends).reshape(repetitions, 3, 2).transpose(2, 1, 0)
     inside = ((low <= truth) & (truth <= high)).mean(1)
     width = np.median(high - low, axis=1) / limit
     return {
-        "of": of, "k": k, "share": share, "information": truth, "questions": questions,
-        "coverage": inside[0], "error": math.sqrt(max(inside[0] * (1 - inside[0]), 1e-4) / repetitions),
-        "width": width[0], "uncut_width": width[1], "percentile": inside[2], "percentile_width": width[2],
-    }  # fmt: skip
+        "of": of,
+        "k": k,
+        "share": share,
+        "information": truth,
+        "questions": questions,
+        "coverage": inside[0],
+        "error": math.sqrt(max(inside[0] * (1 - inside[0]), 1e-4) / repetitions),
+        "width": width[0],
+        "uncut_width": width[1],
+        "percentile": inside[2],
+        "percentile_width": width[2],
+    }
 
 
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
     """Coverage against the number of questions, one panel for each unit and share of log K."""
-    figure, grid = plt.subplots(2, len(SHARES), figsize=(WIDTH, 3.9), layout="constrained", sharex=True, sharey=True)
+    figure, grid = plt.subplots(
+        2, len(SHARES), figsize=(WIDTH, 3.9), layout="constrained", sharex=True, sharey=True
+    )
     ticks = list(QUESTIONS)
     places = [(of, share) for of in ("set", "principle") for share in SHARES]
     for axes, letter, (of, share) in zip(grid.flat, "abcdef", places, strict=True):
@@ -95,7 +114,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         for k, part in frame[(frame.of == of) & (frame.share == share)].groupby("k"):
             x = [ticks.index(n) + (0.06 if k == 16 else -0.06) for n in part.questions]
             errors = 1.96 * part.error
-            axes.errorbar(x, part.coverage, yerr=errors, color=COLOURS[k], marker="o", elinewidth=0.9, label=f"K = {k}")
+            axes.errorbar(
+                x, part.coverage, yerr=errors, color=COLOURS[k], marker="o", elinewidth=0.9, label=f"K = {k}"
+            )
             axes.plot(x, part.percentile, color=COLOURS[k], marker="o", mfc="white", ls=":", lw=0.8)
         axes.set_title(rf"$\mathbf{{{letter}}}$  {of}, information {share:g} log K", loc="left")
         axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylim=(0.4, 1.005))
@@ -105,13 +126,17 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.set_ylabel("coverage")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     percentile = plt.Line2D([], [], color="#555555", marker="o", mfc="white", ls=":", lw=0.8)
-    figure.legend([*handles, percentile], [*labels, "percentile bootstrap"], loc="outside upper center", ncols=3)
+    figure.legend(
+        [*handles, percentile], [*labels, "percentile bootstrap"], loc="outside upper center", ncols=3
+    )
     return figure
 
 
 def main() -> None:
     results = Results(load_profile("cpu").model_copy(update={"name": "coverage"}))
-    cells = [(of, k, share, n) for of in ("set", "principle") for k in KS for share in SHARES for n in QUESTIONS]
+    cells = [
+        (of, k, share, n) for of in ("set", "principle") for k in KS for share in SHARES for n in QUESTIONS
+    ]
     frame = pd.DataFrame([cell(*case) for case in track(cells, "coverage", unit="cell")])
     results.write_table("coverage", frame, CAPTION)
     seen = " Grey band: 93 to 97 %. Filled: the interval of stage 1, bars its Monte-Carlo error; hollow: percentile."

@@ -19,13 +19,13 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.__main__ import HERE, _peak_resident, absolute, machine
 from benchmarks.cases import seconds
-from enigma import geometry
-from enigma.assets import load_model, model_dtype
-from enigma.principles import load_pool
+from enigma.data.principles import load_pool
+from enigma.data.questions import load_questions
+from enigma.llm.loading import load_model, model_dtype
+from enigma.llm.prompts import encode, messages
 from enigma.profile import load_profile
-from enigma.prompts import encode, messages
-from enigma.questions import load_questions
-from enigma.results import Results, atomic_write_json
+from enigma.record.results import Results, atomic_write_json
+from enigma.stages import geometry
 
 PROMPTS, TOKENS, BATCH = 500, 64, 8
 MINUTES, GIGABYTES = 5.0, 4.0
@@ -37,11 +37,17 @@ def prepare(profile, folder: Path, prompts: int, tokens: int) -> tuple[object, R
     questions = [f"{own[i % len(own)]} ({i})" for i in range(prompts)]
     lines = [json.dumps({"question": question, "role": "heldout"}) for question in questions]
     (folder / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    profile = profile.model_copy(update={
-        "arms": {"grpo": profile.arms["grpo"]},
-        "questions": profile.questions.model_copy(update={"source": "jsonl", "path": str(folder / "questions.jsonl")}),
-        "geometry": profile.geometry.model_copy(update={"prompts": prompts, "max_tokens": tokens, "batch_size": BATCH}),
-    })  # fmt: skip
+    profile = profile.model_copy(
+        update={
+            "arms": {"grpo": profile.arms["grpo"]},
+            "questions": profile.questions.model_copy(
+                update={"source": "jsonl", "path": str(folder / "questions.jsonl")}
+            ),
+            "geometry": profile.geometry.model_copy(
+                update={"prompts": prompts, "max_tokens": tokens, "batch_size": BATCH}
+            ),
+        }
+    )
     results, size = Results(profile, folder), profile.principles.set_size
     names = [principle.name for principle in load_pool(profile.principles.pool)]
     sets = {"high": {"principles": names[:size]}, "low": {"principles": names[size : 2 * size]}}
@@ -50,7 +56,9 @@ def prepare(profile, folder: Path, prompts: int, tokens: int) -> tuple[object, R
     torch.manual_seed(0)
     model, _ = load_model(profile.model, profile.seeds.initialisation)
     lora = profile.trainer.lora
-    adapted = get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules))
+    adapted = get_peft_model(
+        model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules)
+    )
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
@@ -91,7 +99,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(profile, Path(folder))
     name = "gpu" if torch.cuda.is_available() else "cpu"
-    head = {"profile": profile.name, "dtype": str(model_dtype(profile.model)).removeprefix("torch."), **machine()}
+    head = {
+        "profile": profile.name,
+        "dtype": str(model_dtype(profile.model)).removeprefix("torch."),
+        **machine(),
+    }
     atomic_write_json(HERE / f"geometry_{name}.json", {"machine": head, "rows": rows})
     print(json.dumps(rows, indent=1))
 

@@ -1,8 +1,8 @@
 """`python -m benchmarks.growth`: what a step costs against model size, K, T, completions and processes.
 
 Tiny random Llamas with LoRA on one core, each size of a step changed alone. The measured seconds are compared with the
-operations that `enigma.costs` counts, by one rate for all points; what a layer keeps for the backward pass is counted
-tensor by tensor. `enigma.costs` then says what that means for 8B and 70B. Writes benchmarks/growth.json and docs/growth.png.
+operations that `enigma.run.costs` counts, by one rate for all points; what a layer keeps for the backward pass is counted
+tensor by tensor. `enigma.run.costs` then says what that means for 8B and 70B. Writes benchmarks/growth.json and docs/growth.png.
 """
 
 from __future__ import annotations
@@ -21,22 +21,34 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from enigma import costs
+from enigma.llm.trainer import own_scores, score_matched_sets
 from enigma.profile import load_profile
-from enigma.results import atomic_write_bytes, atomic_write_json
-from enigma.trainer import own_scores, score_matched_sets
+from enigma.record.results import atomic_write_bytes, atomic_write_json
+from enigma.run import costs
 
 HERE = Path(__file__).parent
 BASE = {"width": 256, "k": 2, "tokens": 64, "sets": 1, "processes": 1}
-VARIED = {"width": (128, 256, 512), "k": (2, 3, 4), "tokens": (32, 64, 128), "sets": (1, 2, 4), "processes": (1, 2)}
+VARIED = {
+    "width": (128, 256, 512),
+    "k": (2, 3, 4),
+    "tokens": (32, 64, 128),
+    "sets": (1, 2, 4),
+    "processes": (1, 2),
+}
 GENERATIONS, PROMPT, LAYERS, VOCABULARY, ROUNDS = 4, 64, 4, 2048, 2
 PHASES = ("update", "reference", "sampling")
 
 
 @functools.cache
 def model(width: int):
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=LAYERS,
-                         num_attention_heads=width // 32, num_key_value_heads=width // 64)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
+    )
     torch.manual_seed(0)
     return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
 
@@ -45,14 +57,19 @@ def rollouts(k: int, tokens: int, sets: int) -> dict:
     """Random matched sets as TRL hands them on: rows by set, principle, generation."""
     rows = sets * k * GENERATIONS
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, VOCABULARY, (sets * k, PROMPT), generator=generator).repeat_interleave(GENERATIONS, 0)
+    prompts = torch.randint(3, VOCABULARY, (sets * k, PROMPT), generator=generator).repeat_interleave(
+        GENERATIONS, 0
+    )
     completions = torch.randint(3, VOCABULARY, (rows, tokens), generator=generator)
     place = torch.arange(rows)
     return {
-        "prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts),
-        "completion_ids": completions, "completion_mask": torch.ones_like(completions),
-        "set_index": place // (k * GENERATIONS), "principle_index": place // GENERATIONS % k,
-    }  # fmt: skip
+        "prompt_ids": prompts,
+        "prompt_mask": torch.ones_like(prompts),
+        "completion_ids": completions,
+        "completion_mask": torch.ones_like(completions),
+        "set_index": place // (k * GENERATIONS),
+        "principle_index": place // GENERATIONS % k,
+    }
 
 
 def seconds(work) -> float:
@@ -77,37 +94,67 @@ def point(width: int, k: int, tokens: int, sets: int, processes: int) -> dict:
     @torch.no_grad()
     def reference():
         with mine.disable_adapter():
-            own_scores(mine, list(batch["prompt_ids"]), list(batch["completion_ids"]), layers=(-1,), entropy=False)
+            own_scores(
+                mine, list(batch["prompt_ids"]), list(batch["completion_ids"]), layers=(-1,), entropy=False
+            )
 
     def sampling():
-        mine.generate(input_ids=batch["prompt_ids"], attention_mask=batch["prompt_mask"], do_sample=True, top_k=0,
-                      min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0)  # fmt: skip
+        mine.generate(
+            input_ids=batch["prompt_ids"],
+            attention_mask=batch["prompt_mask"],
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+        )
 
     found = dict(zip(PHASES, map(seconds, (update, reference, sampling)), strict=True))
-    return {**{phase: round(value, 4) for phase, value in found.items()}, **counted(width, k, tokens, sets, processes)}
+    return {
+        **{phase: round(value, 4) for phase, value in found.items()},
+        **counted(width, k, tokens, sets, processes),
+    }
 
 
 def counted(width: int, k: int, tokens: int, sets: int, processes: int) -> dict:
-    """Operations of the update and of the reference by `enigma.costs`, as seconds at its assumed rate."""
-    parameters = sum(p.numel() for n, p in model(width).named_parameters() if "lora" not in n and "embed" not in n)
+    """Operations of the update and of the reference by `enigma.run.costs`, as seconds at its assumed rate."""
+    parameters = sum(
+        p.numel() for n, p in model(width).named_parameters() if "lora" not in n and "embed" not in n
+    )
     shape = costs.Shape(float(parameters), LAYERS, width, width // 2, VOCABULARY)
     spec = SimpleNamespace(
-        num_principles=k, num_generations=GENERATIONS, max_completion_length=tokens, gradient_accumulation_steps=1,
-        per_device_train_batch_size=sets * k * GENERATIONS, gradient_checkpointing=False,
+        num_principles=k,
+        num_generations=GENERATIONS,
+        max_completion_length=tokens,
+        gradient_accumulation_steps=1,
+        per_device_train_batch_size=sets * k * GENERATIONS,
+        gradient_checkpointing=False,
         lora=SimpleNamespace(r=16, target_modules=["q_proj", "v_proj"]),
-    )  # fmt: skip
+    )
     step = costs.step(shape, spec, sami=True, processes=processes, prompt=PROMPT)
     rate = costs.PEAK_FLOPS * costs.TRAIN_UTILISATION
-    return {"parameters": parameters, "update_flops": step.update * rate, "reference_flops": step.reference * rate}
+    return {
+        "parameters": parameters,
+        "update_flops": step.update * rate,
+        "reference_flops": step.reference * rate,
+    }
 
 
 def kept_widths(width: int) -> float:
     """Values that a layer keeps of a token for the backward pass, in widths: the slope between two depths' sums."""
 
     def kept(layers: int) -> int:
-        config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-                             num_attention_heads=width // 32, num_key_value_heads=width // 64)  # fmt: skip
-        built = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 64,
+        )
+        built = get_peft_model(
+            LlamaForCausalLM(config), LoraConfig(r=16, target_modules=["q_proj", "v_proj"])
+        )
         weights = {p.untyped_storage().data_ptr() for p in built.parameters()}
         found = {}
 
@@ -144,19 +191,37 @@ def measure() -> dict:
 
 
 def large() -> list[dict]:
-    """The paper profile's step by `enigma.costs`, for larger models on one or eight GPUs."""
+    """The paper profile's step by `enigma.run.costs`, for larger models on one or eight GPUs."""
     spec, rows = load_profile("paper").trainer, []
-    for name, processes, sharded in (("google/gemma-3-1b-it", 1, False), ("8B", 1, False), ("8B", 8, True), ("70B", 8, True)):
+    for name, processes, sharded in (
+        ("google/gemma-3-1b-it", 1, False),
+        ("8B", 1, False),
+        ("8B", 8, True),
+        ("70B", 8, True),
+    ):
         for checkpointing in (False, True):
             changed = spec.model_copy(update={"gradient_checkpointing": checkpointing})
             step = costs.step(costs.SHAPES[name], changed, True, processes, sharded)
             parts = {part: round(value, 2) for part, value in step._asdict().items()}
-            rows.append({"model": name.split("/")[-1], "gpus": processes, "checkpointing": checkpointing, **parts,
-                         "seconds": round(step.seconds, 1), "memory_gb": round(step.memory_gb, 1)})  # fmt: skip
+            rows.append(
+                {
+                    "model": name.split("/")[-1],
+                    "gpus": processes,
+                    "checkpointing": checkpointing,
+                    **parts,
+                    "seconds": round(step.seconds, 1),
+                    "memory_gb": round(step.memory_gb, 1),
+                }
+            )
     return rows
 
 
-LABELS = {"width": "parameters, millions", "k": "principles K", "tokens": "completion tokens T", "sets": "questions a step"}
+LABELS = {
+    "width": "parameters, millions",
+    "k": "principles K",
+    "tokens": "completion tokens T",
+    "sets": "questions a step",
+}
 
 
 def draw(found: dict, path: Path) -> None:
@@ -167,7 +232,7 @@ def draw(found: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
     import pandas as pd
 
-    from enigma.figures import STYLE
+    from enigma.figures.all import STYLE
 
     frame = pd.DataFrame(found["rows"])
     with matplotlib.rc_context(STYLE):
@@ -191,12 +256,23 @@ def draw(found: dict, path: Path) -> None:
 
 
 def _large(memory, time_, rows) -> None:
-    names = [f"{r.model.replace('gemma-3-1b-it', 'Gemma 1B')}, {r.gpus} GPU{'s' * (r.gpus > 1)}"
-             + (", ckpt" if r.checkpointing else "") for r in rows.itertuples()]  # fmt: skip
+    names = [
+        f"{r.model.replace('gemma-3-1b-it', 'Gemma 1B')}, {r.gpus} GPU{'s' * (r.gpus > 1)}"
+        + (", ckpt" if r.checkpointing else "")
+        for r in rows.itertuples()
+    ]
     y = -np.arange(len(rows))
     parts = {"weights": rows.weights_gb, "adapter": rows.adapter_gb, "activations": rows.activations_gb}
     _stacked(memory, y, parts)
-    memory.plot(rows.weights_gb + rows.adapter_gb + rows.cache_gb, y, "|", color="#D55E00", ms=9, mew=1.5, label="while sampling")
+    memory.plot(
+        rows.weights_gb + rows.adapter_gb + rows.cache_gb,
+        y,
+        "|",
+        color="#D55E00",
+        ms=9,
+        mew=1.5,
+        label="while sampling",
+    )
     memory.legend(fontsize=6, loc="upper right")
     memory.axvline(costs.GPU_GB, color="black", lw=0.8, ls=":")
     memory.set(xlabel="GB on a GPU (dotted: 80)", xlim=(0, 320))
@@ -208,7 +284,9 @@ def _large(memory, time_, rows) -> None:
 
 def _stacked(axis, y, parts: dict) -> None:
     left = np.zeros(len(y))
-    for (name, values), colour in zip(parts.items(), ("#7f7f7f", "#56B4E9", "#E69F00", "#CC79A7"), strict=False):
+    for (name, values), colour in zip(
+        parts.items(), ("#7f7f7f", "#56B4E9", "#E69F00", "#CC79A7"), strict=False
+    ):
         axis.barh(y, values, left=left, color=colour, label=name, height=0.7)
         left = left + values.to_numpy()
     axis.legend(fontsize=6, loc="upper right")

@@ -12,7 +12,18 @@ KINDS = {
     "matrix products": ("mm", "bmm", "addmm", "matmul", "linear"),
     "attention": ("scaled_dot_product", "_efficient_attention", "_flash_attention"),
     "softmax over the vocabulary": ("log_softmax", "_softmax", "softmax", "exp", "logsumexp"),
-    "copies and fills": ("copy_", "cat", "index", "fill_", "zero_", "gather", "scatter", "clone", "contiguous", "repeat"),
+    "copies and fills": (
+        "copy_",
+        "cat",
+        "index",
+        "fill_",
+        "zero_",
+        "gather",
+        "scatter",
+        "clone",
+        "contiguous",
+        "repeat",
+    ),
 }
 OTHER = "all else (norms, activations, rotary positions, sums)"
 
@@ -33,6 +44,8 @@ def shares(phase: str, work: Callable[[], object]) -> dict:
 def _kind(operation: str) -> str:
     name = operation.removeprefix("aten::").removeprefix("_")
     for kind, starts in KINDS.items():
-        if any(name == start or (len(start) > 3 and name.startswith(start.removeprefix("_"))) for start in starts):
+        if any(
+            name == start or (len(start) > 3 and name.startswith(start.removeprefix("_"))) for start in starts
+        ):
             return kind
     return OTHER

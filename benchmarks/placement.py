@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from enigma.assets import load_model
-from enigma.figures import WIDTH, styled
-from enigma.principles import load_pool
+from enigma.data.principles import load_pool
+from enigma.data.questions import load_questions
+from enigma.figures.all import WIDTH, styled
+from enigma.llm.loading import load_model
+from enigma.llm.prompts import PLACEMENTS
+from enigma.method.stats import mean_interval
 from enigma.profile import load_profile
-from enigma.prompts import PLACEMENTS
-from enigma.questions import load_questions
-from enigma.results import Results
-from enigma.stats import mean_interval
-from enigma.sufficiency import Pool, Values, bound_values, measure
+from enigma.record.results import Results
+from enigma.stages.select import Pool, Values, bound_values, measure
 
 PRINCIPLES, QUESTIONS, SAMPLES = 8, 12, 1
 COLOURS = {"system": "#7f7f7f", "question": "#0072B2", "restated": "#D55E00"}
@@ -51,11 +51,20 @@ def rows(pool: Pool, placement: str, boot: dict) -> list[dict]:
         whole = np.mean([bound_values(scores, source, keep=keep).row for keep in blocks], axis=0)
         each = [_principle(scores, source, blocks, i) for i in range(n)]
         si, own = mean_interval(whole / limit, **boot), [mean_interval(v.row / limit, **boot) for v in each]
-        made.append({
-            "placement": placement, "contrast": contrast, "k": len(blocks[0]), "questions": len(scores),
-            "row_bound": si.value * limit, "si": si.value, "si_low": si.low, "si_high": si.high,
-            "carried": sum(interval.low > 0 for interval in own), "spread": float(np.std([v.value for v in own], ddof=1)),
-        })  # fmt: skip
+        made.append(
+            {
+                "placement": placement,
+                "contrast": contrast,
+                "k": len(blocks[0]),
+                "questions": len(scores),
+                "row_bound": si.value * limit,
+                "si": si.value,
+                "si_low": si.low,
+                "si_high": si.high,
+                "carried": sum(interval.low > 0 for interval in own),
+                "spread": float(np.std([v.value for v in own], ddof=1)),
+            }
+        )
     return made
 
 
@@ -72,8 +81,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     for shift, (placement, part) in zip((0.2, 0, -0.2), frame.groupby("placement", sort=False), strict=True):
         y = [-names.index(name) + shift for name in part.contrast]
         errors = [part.si - part.si_low, part.si_high - part.si]
-        axes.errorbar(part.si, y, xerr=errors, fmt="o", color=COLOURS[placement], label=placement, elinewidth=0.9)
-    axes.set_yticks([-i for i in range(len(names))], [f"against {name}" if name != "both" else name for name in names])
+        axes.errorbar(
+            part.si, y, xerr=errors, fmt="o", color=COLOURS[placement], label=placement, elinewidth=0.9
+        )
+    axes.set_yticks(
+        [-i for i in range(len(names))], [f"against {name}" if name != "both" else name for name in names]
+    )
     axes.set(xlabel="SI of the set (row bound / log K)", xlim=(min(0, axes.get_xlim()[0]), 1))
     axes.legend(title="principle stands in", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -90,10 +103,17 @@ def main() -> None:
     made = []
     for placement in PLACEMENTS:
         pool = measure(
-            model, tokenizer, principles, questions, spec=spec, placement=placement,
-            demonstration=profile.prompts.demonstration, seed=profile.seeds.sampling,
-            folder=results.runs / placement, key=f"{profile.hash}-{placement}",
-        )  # fmt: skip
+            model,
+            tokenizer,
+            principles,
+            questions,
+            spec=spec,
+            placement=placement,
+            demonstration=profile.prompts.demonstration,
+            seed=profile.seeds.sampling,
+            folder=results.runs / placement,
+            key=f"{profile.hash}-{placement}",
+        )
         made += rows(pool, placement, boot)
     frame = pd.DataFrame(made)
     caption = CAPTION.format(principles=len(principles), questions=len(questions), samples=SAMPLES)

@@ -8,11 +8,13 @@ from statistics import median
 import torch
 
 from benchmarks.cases import seconds
-from enigma.assets import load_model
-from enigma.scoring import completion_logprobs
+from enigma.llm.loading import load_model
+from enigma.llm.scoring import completion_logprobs
 
 COMPLETIONS, TOKENS, PROMPT = 16, 48, 140
-OWN = 35  # tokens at the end of a prompt that are its own: instruction and demonstration before them are shared
+OWN = (
+    35  # tokens at the end of a prompt that are its own: instruction and demonstration before them are shared
+)
 PRINCIPLES = (1, 2, 4, 8)
 PROMPTS = (35, 140, 280, 560)
 
@@ -31,7 +33,9 @@ def measure(profile, rounds: int = 1) -> list[dict]:
     made = []
     _timed(model, 1, PROMPT, 1)  # the first call of all is slow
     for k in PRINCIPLES:
-        made.append({"varied": "principles", "principles": k, "prompt": PROMPT, **_timed(model, k, PROMPT, rounds)})
+        made.append(
+            {"varied": "principles", "principles": k, "prompt": PROMPT, **_timed(model, k, PROMPT, rounds)}
+        )
     for p in PROMPTS:
         made.append({"varied": "prompt", "principles": 2, "prompt": p, **_timed(model, 2, p, rounds)})
     return made
@@ -45,7 +49,9 @@ def _timed(model, k: int, prompt: int, rounds: int) -> dict:
     prompts = [torch.cat([shared, some(OWN)]) for _ in range(k)]
     completions = [some(TOKENS) for _ in range(COMPLETIONS)]
     own = [list(range(i * COMPLETIONS // k, (i + 1) * COMPLETIONS // k)) for i in range(k)]
-    dense = torch.stack([torch.cat([prompts[i], completions[j]]) for i, group in enumerate(own) for j in group])
+    dense = torch.stack(
+        [torch.cat([prompts[i], completions[j]]) for i, group in enumerate(own) for j in group]
+    )
 
     def packed():
         completion_logprobs(model, prompts, completions).logps.sum().backward()
@@ -56,8 +62,12 @@ def _timed(model, k: int, prompt: int, rounds: int) -> dict:
 
     taken = [(seconds(packed), seconds(plain)) for _ in range(rounds)]
     ours, peer = (median(side) for side in zip(*taken, strict=True))
-    return {"packed_seconds": round(ours, 3), "dense_seconds": round(peer, 3),
-            "packed_tokens": prompt - OWN + k * (OWN - 1 + COMPLETIONS * (TOKENS + 1)), "dense_tokens": dense.numel()}  # fmt: skip
+    return {
+        "packed_seconds": round(ours, 3),
+        "dense_seconds": round(peer, 3),
+        "packed_tokens": prompt - OWN + k * (OWN - 1 + COMPLETIONS * (TOKENS + 1)),
+        "dense_tokens": dense.numel(),
+    }
 
 
 def draw(curves: list[dict], machine: dict, path: Path) -> None:
@@ -72,8 +82,20 @@ def draw(curves: list[dict], machine: dict, path: Path) -> None:
         (axes[1], "prompt", "prompt", "prompt, tokens (K = 2)"),
     ):
         part = frame[frame.varied == varied]
-        axis.plot(part[x], part.packed_seconds, "o-", color="#0072B2", label="packed: all completions under K prompts")
-        axis.plot(part[x], part.dense_seconds, "s--", color="#D55E00", label="dense: each under its own (plain GRPO)")
+        axis.plot(
+            part[x],
+            part.packed_seconds,
+            "o-",
+            color="#0072B2",
+            label="packed: all completions under K prompts",
+        )
+        axis.plot(
+            part[x],
+            part.dense_seconds,
+            "s--",
+            color="#D55E00",
+            label="dense: each under its own (plain GRPO)",
+        )
         axis.set(xlabel=label, ylabel="forward and backward, s", ylim=(0, None), xticks=part[x])
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=7, loc="upper left")

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from enigma import training
-from enigma.figures import WIDTH, styled
+from enigma.figures.all import WIDTH, styled
 from enigma.profile import BASE, load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import train as training
 
 HELD = {"none": ("#D55E00", "o", "-"), "Sinkhorn": ("#0072B2", "s", "--"), "KL": ("#009E73", "^", "")}
 # Column, label, column of the faint marks, limits. With six questions some intervals are far longer than the panel.
@@ -70,10 +70,14 @@ def draw(frame: pd.DataFrame) -> Figure:
             if own:
                 panel.plot(x, part[own], color=colour, marker=marker, ls="", mfc="none", alpha=0.45)
             if f"{column}_low" in part:
-                panel.vlines(x, part[f"{column}_low"], part[f"{column}_high"], color=colour, lw=0.8, alpha=0.6)
+                panel.vlines(
+                    x, part[f"{column}_low"], part[f"{column}_high"], color=colour, lw=0.8, alpha=0.6
+                )
         if np.isfinite(base.get(column, np.nan)):
             panel.axhline(base[column], color="#7f7f7f", lw=0.8, ls=":", label="untrained")
-        panel.set(ylabel=label, ylim=limits, xticks=range(len(ticks)), xticklabels=[f"{value:g}" for value in ticks])
+        panel.set(
+            ylabel=label, ylim=limits, xticks=range(len(ticks)), xticklabels=[f"{value:g}" for value in ticks]
+        )
         panel.set_title(rf"$\mathbf{{{letter}}}$", loc="left")
     for panel in axes[1]:
         panel.set_xlabel("coefficient of the SAMI term")

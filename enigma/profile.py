@@ -108,7 +108,9 @@ def _set_name(value) -> str:
     number = isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"0\.\d{1,17}", value))
     if number and 0 < float(value) < 1:
         return str(float(value))
-    raise PydanticCustomError("set", "'high' or 'low', or a number between 0 and 1, a quantile of SI over all sets")
+    raise PydanticCustomError(
+        "set", "'high' or 'low', or a number between 0 and 1, a quantile of SI over all sets"
+    )
 
 
 class Arm(Section):
@@ -119,7 +121,7 @@ class Arm(Section):
     # Null: as in the section `trainer`.
     ot_budget: NotNegative | None = None
     beta: NotNegative | None = None
-    # What is rewarded beside the format: nothing, or a comparator's reward (enigma/comparators.py), with weight 1.
+    # What is rewarded beside the format: nothing, or a comparator's reward (enigma/llm/rewards.py), with weight 1.
     reward: Literal["format", "semantic", "following"] = "format"
 
 
@@ -253,11 +255,16 @@ def _problems(profile: Profile) -> Iterator[Problem]:
         if len(set(values)) < len(values):
             yield Problem(key, repr(values), "each value once")
     if profile.geometry.subspace >= profile.geometry.prompts:
-        yield Problem("geometry.subspace", repr(profile.geometry.subspace),
-                      f"less than geometry.prompts ({profile.geometry.prompts})")
+        yield Problem(
+            "geometry.subspace",
+            repr(profile.geometry.subspace),
+            f"less than geometry.prompts ({profile.geometry.prompts})",
+        )
 
 
-def _required(section: str, spec: Section, needed: tuple[str, ...], allowed: tuple[str, ...]) -> Iterator[Problem]:
+def _required(
+    section: str, spec: Section, needed: tuple[str, ...], allowed: tuple[str, ...]
+) -> Iterator[Problem]:
     """Keys that this section's `source` needs, and keys that it has no use for."""
     for key in type(spec).model_fields:
         value = getattr(spec, key)
@@ -275,17 +282,25 @@ def _model_problems(model: Model) -> Iterator[Problem]:
         return
     heads, key_value_heads = shape.num_attention_heads, shape.num_key_value_heads
     if shape.hidden_size % (2 * heads):
-        yield Problem("model.config.hidden_size", repr(shape.hidden_size),
-                      f"a multiple of 2 x num_attention_heads ({2 * heads}), for rotary positions")
+        yield Problem(
+            "model.config.hidden_size",
+            repr(shape.hidden_size),
+            f"a multiple of 2 x num_attention_heads ({2 * heads}), for rotary positions",
+        )
     if heads % key_value_heads:
-        yield Problem("model.config.num_attention_heads", repr(heads),
-                      f"a multiple of num_key_value_heads ({key_value_heads})")
+        yield Problem(
+            "model.config.num_attention_heads",
+            repr(heads),
+            f"a multiple of num_key_value_heads ({key_value_heads})",
+        )
 
 
 def _question_problems(questions: Questions) -> Iterator[Problem]:
     needed = {"builtin": (), "jsonl": ("path",), "hub": ("dataset", "revision", "column", "split")}
     allowed = {"builtin": (), "jsonl": (), "hub": ("path", "rows", "max_characters")}
-    yield from _required("questions", questions, needed[questions.source], ("source", *allowed[questions.source]))
+    yield from _required(
+        "questions", questions, needed[questions.source], ("source", *allowed[questions.source])
+    )
 
 
 def _trainer_problems(profile: Profile) -> Iterator[Problem]:
@@ -294,16 +309,25 @@ def _trainer_problems(profile: Profile) -> Iterator[Problem]:
         yield Problem("arms.base", "an arm", "another name: base is the untrained model")
     matched = trainer.num_principles * trainer.num_generations
     if trainer.per_device_train_batch_size % matched:
-        yield Problem("trainer.per_device_train_batch_size", repr(trainer.per_device_train_batch_size),
-                      f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
-                      f"{trainer.num_generations} = {matched}), else a matched set is split")
+        yield Problem(
+            "trainer.per_device_train_batch_size",
+            repr(trainer.per_device_train_batch_size),
+            f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
+            f"{trainer.num_generations} = {matched}), else a matched set is split",
+        )
     if trainer.num_principles > profile.principles.set_size:
-        yield Problem("trainer.num_principles", repr(trainer.num_principles),
-                      f"at most principles.set_size ({profile.principles.set_size})")
+        yield Problem(
+            "trainer.num_principles",
+            repr(trainer.num_principles),
+            f"at most principles.set_size ({profile.principles.set_size})",
+        )
     contrasted = [name for name, arm in profile.arms.items() if arm.lambda_sami > 0]
     if trainer.num_principles < 2 and contrasted:
-        yield Problem("trainer.num_principles", repr(trainer.num_principles),
-                      f"at least 2, because arm {contrasted[0]} has lambda_sami above 0")
+        yield Problem(
+            "trainer.num_principles",
+            repr(trainer.num_principles),
+            f"at least 2, because arm {contrasted[0]} has lambda_sami above 0",
+        )
     layers = profile.model.config.num_hidden_layers if profile.model.config else None
     if layers is not None:
         for layer in trainer.ot_layers:
@@ -328,14 +352,20 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not text", key_node.start_mark
+                )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True)
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -370,12 +400,16 @@ def _locate(name_or_path: str | Path) -> Path:
     path = Path(given)
     if isinstance(name_or_path, str) and path.suffix not in (".yaml", ".yml") and path.name == given:
         if given not in builtin_names():
-            raise InputError(f"profile {given!r}: not found; expected one of {', '.join(builtin_names())}; "
-                             "correct the name, or give a path that ends in .yaml")
+            raise InputError(
+                f"profile {given!r}: not found; expected one of {', '.join(builtin_names())}; "
+                "correct the name, or give a path that ends in .yaml"
+            )
         return BUILTIN / f"{given}.yaml"
     if not os.path.isfile(path):
-        raise InputError(f"{given!a:.200}: no such file; expected a profile, for example a changed copy of "
-                         "enigma/profiles/cpu.yaml; correct the path")
+        raise InputError(
+            f"{given!a:.200}: no such file; expected a profile, for example a changed copy of "
+            "enigma/profiles/cpu.yaml; correct the path"
+        )
     return path
 
 
@@ -384,13 +418,18 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise InputError(f"{path}: larger than {MAX_BYTES // 1000} kB; expected a profile; give another file")
+            raise InputError(
+                f"{path}: larger than {MAX_BYTES // 1000} kB; expected a profile; give another file"
+            )
         return content.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; expected UTF-8; save it as that") from None
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8; expected UTF-8; save it as that"
+        ) from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a readable file; "
-                         "check its permissions") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); expected a readable file; check its permissions"
+        ) from None
 
 
 def _parse(path: Path, text: str) -> dict:
@@ -400,13 +439,19 @@ def _parse(path: Path, text: str) -> dict:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its text"
         problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
-        raise InputError(f"{path}: {where}: {problem}; expected valid YAML with each key once; correct it") from None
+        raise InputError(
+            f"{path}: {where}: {problem}; expected valid YAML with each key once; correct it"
+        ) from None
     except Exception as error:  # a false tag such as `!!int ''` ends in any of Python's own errors
         reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise InputError(f"{path}: not valid YAML ({reason:.200}); expected plain YAML; put texts in quotes") from error
+        raise InputError(
+            f"{path}: not valid YAML ({reason:.200}); expected plain YAML; put texts in quotes"
+        ) from error
     if not isinstance(data, dict):
-        raise InputError(f"{path}: found {_shown(data)}; expected a mapping of sections (name, model, arms, ...); "
-                         "begin with a copy of enigma/profiles/cpu.yaml")
+        raise InputError(
+            f"{path}: found {_shown(data)}; expected a mapping of sections (name, model, arms, ...); "
+            "begin with a copy of enigma/profiles/cpu.yaml"
+        )
     return data
 
 
@@ -419,21 +464,45 @@ def _anchor_paths(data: dict, folder: Path) -> None:
         spec = data.get(section)
         if not isinstance(spec, dict) or not isinstance(spec.get(key), str) or spec[key] in ("", kept):
             continue
-        local = {"principles": True, "questions": spec.get("source") == "jsonl", "model": spec.get("source") == "local"}
+        local = {
+            "principles": True,
+            "questions": spec.get("source") == "jsonl",
+            "model": spec.get("source") == "local",
+        }
         if local[section]:
             spec[key] = str(folder / os.path.expanduser(spec[key]))
 
 
 def _check_files(path: Path, profile: Profile) -> None:
     checks = [
-        ("principles.pool", profile.principles.pool, profile.principles.pool != "default", os.path.isfile, "a YAML file"),
-        ("questions.path", profile.questions.path, profile.questions.source == "jsonl", os.path.isfile, "a JSONL file"),
-        ("model.id", profile.model.id, profile.model.source == "local", os.path.isdir, "a folder with a model"),
+        (
+            "principles.pool",
+            profile.principles.pool,
+            profile.principles.pool != "default",
+            os.path.isfile,
+            "a YAML file",
+        ),
+        (
+            "questions.path",
+            profile.questions.path,
+            profile.questions.source == "jsonl",
+            os.path.isfile,
+            "a JSONL file",
+        ),
+        (
+            "model.id",
+            profile.model.id,
+            profile.model.source == "local",
+            os.path.isdir,
+            "a folder with a model",
+        ),
     ]
     for key, value, named, exists, kind in checks:
         if named and not exists(value):
-            raise InputError(f"{path}: {key}: found {_shown(value, 200)}, which does not exist; expected {kind}; "
-                             "correct the path")
+            raise InputError(
+                f"{path}: {key}: found {_shown(value, 200)}, which does not exist; expected {kind}; "
+                "correct the path"
+            )
 
 
 # ---- one line for the first error ----------------------------------------------------------------------------------
@@ -449,7 +518,11 @@ def _one_line(path: Path, error: ValidationError) -> str:
 
 def _part(part: str | int) -> str:
     """A key as it was written, or quoted where it is no ordinary one."""
-    return str(part) if isinstance(part, int) or part == "[key]" or re.fullmatch(r"[\w.!-]{1,60}", part) else _shown(part)
+    return (
+        str(part)
+        if isinstance(part, int) or part == "[key]" or re.fullmatch(r"[\w.!-]{1,60}", part)
+        else _shown(part)
+    )
 
 
 def _explain(error: dict) -> str:
@@ -486,7 +559,7 @@ def _section_of(annotation) -> type[BaseModel]:
 
 def _shown(value, limit: int = 60) -> str:
     text = "null" if value is None else " ".join(repr(value).split())
-    return text if len(text) <= limit else f"{text[:limit - 3]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 # ---- derived sizes -------------------------------------------------------------------------------------------------
@@ -503,10 +576,18 @@ STAGE_SECONDS = 20.0  # a stage's imports, model loading and figures
 BASE_MEMORY_GB = 1.2  # interpreter and libraries
 ACTIVATION_GB = 1.6  # per 1,000 completion tokens of a device batch, embedded model in bfloat16
 ITEMS = {
-    "enigma_reasoning": 160, "enigma_truthfulness": 117, "enigma_format": 32,
-    "enigma_robustness": 38, "enigma_adherence": 32, "truthfulqa_mc1": 817, "truthfulqa_mc2": 817, "gsm8k": 1319,
-    "gpqa_main_zeroshot": 448, "gpqa_main_generative_n_shot": 448, "gpqa_main_cot_zeroshot": 448,
-}  # fmt: skip
+    "enigma_reasoning": 160,
+    "enigma_truthfulness": 117,
+    "enigma_format": 32,
+    "enigma_robustness": 38,
+    "enigma_adherence": 32,
+    "truthfulqa_mc1": 817,
+    "truthfulqa_mc2": 817,
+    "gsm8k": 1319,
+    "gpqa_main_zeroshot": 448,
+    "gpqa_main_generative_n_shot": 448,
+    "gpqa_main_cot_zeroshot": 448,
+}
 PROMPTS = {"enigma_robustness": 7, "enigma_adherence": 2}  # for each item, where not one
 UNKNOWN_ITEMS = 1000  # a task that is not listed
 HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
@@ -584,10 +665,18 @@ def _seconds(profile: Profile, pool_size: int, parameters: float) -> float:
     tokens = batch * trainer.max_completion_length
     step = tokens / SAMPLE_RATE + tokens * trainer.num_principles / TRAIN_RATE
     models = runs + 1
-    judge = models * (_items(profile.benchmarks) * ITEM_SECONDS
-                      + geometry.prompts * geometry.max_tokens / GEOMETRY_RATE)
-    carried = profile.principles.set_size * sufficiency.heldout * sufficiency.samples * trainer.max_completion_length
-    legibility = (models + 1) * (carried / SAMPLE_RATE + 2 * carried * profile.principles.set_size / SCORE_RATE)
+    judge = models * (
+        _items(profile.benchmarks) * ITEM_SECONDS + geometry.prompts * geometry.max_tokens / GEOMETRY_RATE
+    )
+    carried = (
+        profile.principles.set_size
+        * sufficiency.heldout
+        * sufficiency.samples
+        * trainer.max_completion_length
+    )
+    legibility = (models + 1) * (
+        carried / SAMPLE_RATE + 2 * carried * profile.principles.set_size / SCORE_RATE
+    )
     work = select + runs * trainer.max_steps * step + legibility + judge
     return work * parameters / EMBEDDED_PARAMETERS + 5 * STAGE_SECONDS
 

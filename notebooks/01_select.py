@@ -24,9 +24,10 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import figures, sufficiency
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import select as sufficiency
 
 experiment = load_profile(profile)
 results = Results(experiment, root)
@@ -43,15 +44,13 @@ columns = ["name", "family", "si", "si_low", "si_high", "row_bound", "column_bou
 table[(table.level == "principle") & (table.span == "reasoning")].sort_values("si", ascending=False)[columns]
 
 # %%
-figures.make(experiment, results, "fig1_sufficiency");
-
+figures.make(experiment, results, "fig1_sufficiency")
 # %% [markdown]
 # Would other questions select the same principles? How often each is chosen when the questions are drawn again, and how
 # well the ranking on one half of the questions agrees with the ranking on the other.
 
 # %%
-figures.make(experiment, results, "fig10_stability");
-
+figures.make(experiment, results, "fig10_stability")
 # %%
 tables["selection_stability"].sort_values("in_high", ascending=False)
 

@@ -25,9 +25,10 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import figures, training
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import train as training
 
 experiment = load_profile(profile)
 results = Results(experiment, root)
@@ -42,8 +43,7 @@ tables = training.run(experiment, results)
 tables["training_checks"]
 
 # %%
-figures.make(experiment, results, "fig2_training");
-
+figures.make(experiment, results, "fig2_training")
 # %% [markdown]
 # Held-out questions after training: is the principle in the text (own critic), and can the untrained model still read
 # it there (base critic)? A policy bound that rises while the base critic's falls is a private code.
@@ -52,8 +52,7 @@ figures.make(experiment, results, "fig2_training");
 tables["legibility"]
 
 # %%
-figures.make(experiment, results, "fig6_legibility");
-
+figures.make(experiment, results, "fig6_legibility")
 # %% [markdown]
 # The first two completions of the first and of the last step of each run.
 

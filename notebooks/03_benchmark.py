@@ -22,9 +22,11 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import benchmark, figures, robustness
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import benchmark
+from enigma.tasks import robustness
 
 experiment = load_profile(profile)
 results = Results(experiment, root)
@@ -42,8 +44,7 @@ tables["benchmarks"]
 tables["benchmark_differences"]
 
 # %%
-figures.make(experiment, results, "fig3_benchmarks");
-
+figures.make(experiment, results, "fig3_benchmarks")
 # %% [markdown]
 # ## Robustness
 #
@@ -60,8 +61,7 @@ print(robustness.example(item=20))
 tables["robustness"]
 
 # %%
-figures.make(experiment, results, "fig9_robustness");
-
+figures.make(experiment, results, "fig9_robustness")
 # %% [markdown]
 # ## Adherence
 #

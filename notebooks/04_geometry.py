@@ -22,9 +22,10 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import figures, geometry
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import geometry
 
 experiment = load_profile(profile)
 results = Results(experiment, root)
@@ -36,10 +37,9 @@ tables = geometry.run(experiment, results)
 tables["geometry"].pivot_table(index=["arm", "layer"], columns="measure", values="value", sort=False).round(4)
 
 # %%
-figures.make(experiment, results, "fig4_geometry");
-
+figures.make(experiment, results, "fig4_geometry")
 # %% [markdown]
 # The share of each arm's displacement that lies along its own principles, against as many principles drawn from the pool.
 
 # %%
-figures.make(experiment, results, "fig5_directions");
+figures.make(experiment, results, "fig5_directions")

@@ -21,9 +21,11 @@ profile = "cpu"
 root = "../results"
 
 # %%
-from enigma import claims, figures, prediction, report
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record import report
+from enigma.record.results import Results
+from enigma.stages import claims, prediction
 
 experiment = load_profile(profile)
 results = Results(experiment, root)
@@ -33,8 +35,7 @@ table = claims.run(experiment, results)
 table[["id", "claim", "measure", "value", "low", "high", "verdict", "paper"]]
 
 # %%
-figures.make(experiment, results, "fig7_claims");
-
+figures.make(experiment, results, "fig7_claims")
 # %% [markdown]
 # Does SI, measured before training, predict steadiness and benchmarks? One point for each set that an arm was trained on.
 
@@ -42,8 +43,7 @@ figures.make(experiment, results, "fig7_claims");
 prediction.run(experiment, results)["prediction"]
 
 # %%
-figures.make(experiment, results, "fig11_prediction");
-
+figures.make(experiment, results, "fig11_prediction")
 # %% [markdown]
 # How each verdict came about.
 

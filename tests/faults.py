@@ -25,10 +25,13 @@ import peft.peft_model
 import torch
 import transformers
 
-from enigma import benchmark, claims, figures, geometry, sufficiency, training
-from enigma import results as results_module
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results, remove_leftovers
+from enigma.record import results as results_module
+from enigma.record.results import Results, remove_leftovers
+from enigma.stages import benchmark, claims, geometry
+from enigma.stages import select as sufficiency
+from enigma.stages import train as training
 
 STAGES = {
     sufficiency: ("fig1_sufficiency",),
@@ -63,7 +66,9 @@ class Events:
     def _path(self, path: Path | str) -> str | None:
         """A file's name within ROOT, without the random part of a temporary one; None outside."""
         path = Path(path).absolute()
-        return TEMPORARY.sub(r"\1", str(path.relative_to(self.root))) if path.is_relative_to(self.root) else None
+        return (
+            TEMPORARY.sub(r"\1", str(path.relative_to(self.root))) if path.is_relative_to(self.root) else None
+        )
 
     def writes(self, owner, name: str, argument: int, kind: str, torn: bool = False) -> None:
         """Events before and after every owner.name(.. path ..); with `torn` also one amid the file that it writes."""

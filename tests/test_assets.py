@@ -12,12 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from enigma import assets
 from enigma.errors import InputError
+from enigma.llm import loading as assets
 from enigma.profile import Model, RandomModel, load_profile, sizes
 
-TINY = RandomModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                   num_key_value_heads=2)  # fmt: skip
+TINY = RandomModel(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+)
 GGUF = b"not really a GGUF"
 
 
@@ -35,8 +36,13 @@ def tokenizer():
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>",
-                                   unk_token="<|endoftext|>", chat_template="{{ messages[0]['content'] }}")  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template="{{ messages[0]['content'] }}",
+    )
 
 
 @pytest.fixture
@@ -140,7 +146,9 @@ def test_converted_once_then_reused(empty_cache, monkeypatch):
     monkeypatch.setattr(assets, "_check_sum", lambda *_: None)
     monkeypatch.setattr(assets, "_convert", convert)
     first = assets.embedded_folder()
-    assert assets.embedded_folder() == first == empty_cache / f"smollm2-135m-instruct-{assets.GGUF_SHA256[:8]}"
+    assert (
+        assets.embedded_folder() == first == empty_cache / f"smollm2-135m-instruct-{assets.GGUF_SHA256[:8]}"
+    )
     assert built == [GGUF]
     assert len(commands) == 1
     assert sorted(path.name for path in first.iterdir()) == ["model.safetensors"]
@@ -207,8 +215,9 @@ def test_weights_by_column_are_the_same_weights(toy_model):
 
 
 def test_a_models_own_sampling_habits_are_removed(folder):
-    (folder / "generation_config.json").write_text(json.dumps(
-        {"do_sample": True, "temperature": 0.3, "top_k": 64, "top_p": 0.9, "eos_token_id": 2}))  # fmt: skip
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 0.3, "top_k": 64, "top_p": 0.9, "eos_token_id": 2})
+    )
     config = assets.load_model(local(folder))[0].generation_config
     # transformers fills an absent top_k with 50: only 0 switches it off.
     assert (config.temperature, config.top_p, config.top_k) == (1.0, 1.0, 0)
@@ -229,7 +238,9 @@ def test_random_weights_depend_on_the_seed_alone(tokenizer):
 def test_parameters_of_the_random_model_are_counted_right(monkeypatch, tokenizer):
     shape = load_profile("smoke").model.config
     model = assets._random_model(shape, tokenizer, seed=0)
-    rest = sum(p.numel() for name, p in model.named_parameters() if "norm" not in name and "embed" not in name)
+    rest = sum(
+        p.numel() for name, p in model.named_parameters() if "norm" not in name and "embed" not in name
+    )
     assert sizes(load_profile("smoke"), 16).parameters == rest + 49_152 * shape.hidden_size
 
 
@@ -248,7 +259,9 @@ def damaged(folder, damage: str):
     elif damage == "no tokenizer":
         (folder / "tokenizer.json").unlink()
     elif damage == "wrong architecture":
-        (folder / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
+        (folder / "config.json").write_text(
+            '{"model_type": "vit", "architectures": ["ViTForImageClassification"]}'
+        )
     elif damage == "missing weights":
         from safetensors.torch import load_file, save_file
 
@@ -274,22 +287,25 @@ def damaged(folder, damage: str):
     return folder
 
 
-@pytest.mark.parametrize(("damage", "expected"), [
-    ("no folder", "no such folder"),
-    ("pickled", "pickled weights only, which are never loaded"),
-    ("no weights", "found no weights"),
-    ("truncated", "model.safetensors: found a truncated or damaged file"),
-    ("no config", "config.json is missing"),
-    ("no tokenizer", "tokenizer.json or"),
-    ("wrong architecture", "architectures: found 'ViTForImageClassification'"),
-    ("missing weights", "weights are missing, among them model.layers.1"),
-    ("missing shard", "found no file 'model-2.safetensors'"),
-    ("no chat template", "found no chat template"),
-    ("broken config", "config.json: Expecting"),
-    ("senseless config", "does not load"),
-    ("unknown architecture", "does not load"),
-    ("code of its own", "does not load"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("no folder", "no such folder"),
+        ("pickled", "pickled weights only, which are never loaded"),
+        ("no weights", "found no weights"),
+        ("truncated", "model.safetensors: found a truncated or damaged file"),
+        ("no config", "config.json is missing"),
+        ("no tokenizer", "tokenizer.json or"),
+        ("wrong architecture", "architectures: found 'ViTForImageClassification'"),
+        ("missing weights", "weights are missing, among them model.layers.1"),
+        ("missing shard", "found no file 'model-2.safetensors'"),
+        ("no chat template", "found no chat template"),
+        ("broken config", "config.json: Expecting"),
+        ("senseless config", "does not load"),
+        ("unknown architecture", "does not load"),
+        ("code of its own", "does not load"),
+    ],
+)
 def test_a_bad_folder_is_one_line(folder, damage, expected):
     path = damaged(folder, damage)
     with pytest.raises(InputError) as caught:
@@ -329,7 +345,9 @@ def adapter(tmp_path, folder):
     from peft import LoraConfig, get_peft_model
 
     model, _ = assets.load_model(local(folder))
-    policy = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    policy = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
     with torch.no_grad():
         logits = policy(torch.tensor([[3, 4, 5]])).logits
     policy.save_pretrained(tmp_path / "adapter")
@@ -353,9 +371,16 @@ def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter)
         assert not torch.allclose(expected, base(ids).logits)
 
 
-@pytest.mark.parametrize(("damage", "expected"), [("missing", "is missing"), ("truncated", "truncated or damaged"), ("fewer weights", "other weights"),
-    ("not JSON", "expected JSON"), ("another method", "does not load"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("missing", "is missing"),
+        ("truncated", "truncated or damaged"),
+        ("fewer weights", "other weights"),
+        ("not JSON", "expected JSON"),
+        ("another method", "does not load"),
+    ],
+)
 def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
     path, _ = adapter
     weights = path / "adapter_model.safetensors"
@@ -364,7 +389,9 @@ def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
     elif damage == "fewer weights":
         from safetensors.torch import load_file, save_file
 
-        save_file({name: weight for name, weight in load_file(weights).items() if "layers.1" not in name}, weights)
+        save_file(
+            {name: weight for name, weight in load_file(weights).items() if "layers.1" not in name}, weights
+        )
     elif damage == "not JSON":
         os.truncate(path / "adapter_config.json", 20)
     elif damage == "another method":
@@ -383,7 +410,9 @@ def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
 def test_the_embedded_model_answers():
     model, tokenizer = assets.load_model(load_profile("cpu").model)
     turn = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     answer = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008

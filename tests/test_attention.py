@@ -6,9 +6,10 @@ from test_scoring import SIZES, build, dense, ragged, relative
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from enigma import attention, head
-from enigma.attention import NAME, Packing, _Join, _Split
-from enigma.scoring import _pack, completion_logprobs
+from enigma.llm import head
+from enigma.llm import packing as attention
+from enigma.llm.packing import NAME, Packing, _Join, _Split
+from enigma.llm.scoring import _pack, completion_logprobs
 
 
 def packing() -> Packing:
@@ -38,8 +39,11 @@ def test_the_masks_are_those_of_each_text_by_itself(window):
     # A level's keys, as tokens of the line: its ancestors' and its own; -1 is padding.
     shared, rest = torch.tensor([[0, 1]]), torch.tensor([[2, 3, 4], [-1, -1, -1]])
     own = torch.tensor([[5, 6, -1, -1], [7, -1, -1, -1], [-1, -1, -1, -1], [8, 9, 10, 11]])
-    keys = [shared, torch.cat([shared.repeat(2, 1), rest], 1),
-            torch.cat([shared.repeat(4, 1), rest.repeat_interleave(2, 0), own], 1)]  # fmt: skip
+    keys = [
+        shared,
+        torch.cat([shared.repeat(2, 1), rest], 1),
+        torch.cat([shared.repeat(4, 1), rest.repeat_interleave(2, 0), own], 1),
+    ]
     found = torch.zeros_like(expected)
     for mask, key, query in zip(made.masks(window), keys, (shared, rest, own), strict=True):
         for text in range(len(key)):
@@ -61,12 +65,14 @@ def test_outside_packed_texts_the_model_is_what_it_was():
     completion_logprobs(model, *ragged())
     assert model.config._attn_implementation == NAME
     assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
-    assert torch.equal(model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False), drawn)
+    assert torch.equal(
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False), drawn
+    )
 
 
 def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch):
     monkeypatch.setattr(attention, "install", lambda model: None)
-    monkeypatch.setattr("enigma.scoring.install", lambda model: None)
+    monkeypatch.setattr("enigma.llm.scoring.install", lambda model: None)
     with pytest.raises(ValueError, match="attention is not one of transformers' interface"):
         completion_logprobs(build("llama"), *ragged())
 

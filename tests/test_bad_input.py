@@ -21,10 +21,10 @@ import yaml
 from safetensors.numpy import save_file
 
 from enigma import __main__ as cli
-from enigma import pipeline
 from enigma.errors import InputError
 from enigma.profile import BUILTIN, load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.run import pipeline
 
 SECONDS = 3  # of processor time: a machine busy with other work shall not decide
 MESSAGE = re.compile(r"error: .+: .+; expected .+; .+\n")
@@ -140,7 +140,9 @@ def cut(name, size):
 
 
 def put(name, content):
-    return lambda folder: (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return lambda folder: (folder / name).write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
 
 
 def renamed(old, new):
@@ -206,7 +208,12 @@ CASES = [
     ("an unknown key of an arm called set", key("arms.set", {"sett": 1}), "arms.set"),
     ("an unknown section", key("seed", 1), "seed: unknown key", "did you mean seeds?"),
     ("text for a number", key("trainer.max_steps", "24"), "trainer.max_steps: found '24'", "a valid integer"),
-    ("not a number", key("trainer.learning_rate", float("nan")), "trainer.learning_rate: found nan", "finite"),
+    (
+        "not a number",
+        key("trainer.learning_rate", float("nan")),
+        "trainer.learning_rate: found nan",
+        "finite",
+    ),
     ("a negative seed", key("seeds.data", -1), "seeds.data: found -1", "greater than or equal to 0"),
     ("a lone surrogate", text('name: "\\ud800"\n'), "name: found '\\ud800'"),
     ("a name that climbs", key("name", "../smoke"), "name: found '../smoke'", "matches"),
@@ -214,117 +221,331 @@ CASES = [
     ("an arm that climbs", key("arms", {"../x": SMOKE["arms"]["grpo"]}), "../x", "matches"),
     ("a task that climbs", key("benchmarks.tasks", ["../x"]), "benchmarks.tasks.0: found '../x'", "matches"),
     ("a split matched set", key("trainer.per_device_train_batch_size", 12), "found 12", "2 x 4 = 8"),
-    ("sets too large", key("principles.set_size", 9), "principles.set_size: found 9", "half of the pool's 16"),
+    (
+        "sets too large",
+        key("principles.set_size", 9),
+        "principles.set_size: found 9",
+        "half of the pool's 16",
+    ),
     ("a branch for a revision", key("model", HUB), "model.revision: found 'main'", "[0-9a-f]{40}"),
-    ("another user's home", key("principles.pool", "~nobody-at-all/p.yaml"), "nobody-at-all", "does not exist"),
+    (
+        "another user's home",
+        key("principles.pool", "~nobody-at-all/p.yaml"),
+        "nobody-at-all",
+        "does not exist",
+    ),
     ("a pool that is a folder", key("principles.pool", "/"), "principles.pool", "a YAML file"),
-    ("a tracker that is not installed", key("trainer.report_to", "comet_ml"), "comet_ml, which is not installed", "pip"),
-    ("a tracker that nobody knows", key("trainer.report_to", "all"), "trainer.report_to: found 'all'", "'none'"),
+    (
+        "a tracker that is not installed",
+        key("trainer.report_to", "comet_ml"),
+        "comet_ml, which is not installed",
+        "pip",
+    ),
+    (
+        "a tracker that nobody knows",
+        key("trainer.report_to", "all"),
+        "trainer.report_to: found 'all'",
+        "'none'",
+    ),
     ("a bad profile, run", key("trainer.max_steps", 0, command=("run",)), "trainer.max_steps: found 0"),
     # -- principles
-    ("no such pool", given("sufficiency", "nowhere.yaml"), "'nowhere.yaml': no such file", "a built-in pool (default)"),
+    (
+        "no such pool",
+        given("sufficiency", "nowhere.yaml"),
+        "'nowhere.yaml': no such file",
+        "a built-in pool (default)",
+    ),
     ("pool: a list", pool("- a\n- b\n"), "pool.yaml: found a list"),
     ("pool: empty list", pool("principles: []\n"), "the list is empty"),
-    ("pool: one principle", pool(GOOD_POOL[:1], "pool.yaml", "--profile", "smoke"), "found 1 principle", "at least 2"),
+    (
+        "pool: one principle",
+        pool(GOOD_POOL[:1], "pool.yaml", "--profile", "smoke"),
+        "found 1 principle",
+        "at least 2",
+    ),
     ("pool: no text", pool([{"name": "a"}]), "entry 1 ('a'): text: missing", "add it"),
-    ("pool: a name that climbs", pool([{"name": "../a", "text": "Be brief."}]), "entry 1 ('../a'): name: found"),
+    (
+        "pool: a name that climbs",
+        pool([{"name": "../a", "text": "Be brief."}]),
+        "entry 1 ('../a'): name: found",
+    ),
     ("pool: read as missing", pool([{"name": "nan", "text": "Be brief."}]), "none of nan", "rename"),
-    ("pool: twice the same", pool([GOOD_POOL[0], {"name": "b", "text": "be BRIEF."}]), "text: the same as entry 1"),
+    (
+        "pool: twice the same",
+        pool([GOOD_POOL[0], {"name": "b", "text": "be BRIEF."}]),
+        "text: the same as entry 1",
+    ),
     ("pool: a forged turn", pool([{"name": "a", "text": "<|im_end|>"}]), "chat-template token '<|im_end|>'"),
     ("pool: a format tag", pool([{"name": "a", "text": "Say </answer>."}]), "format tag </answer>"),
     ("pool: a text too long", pool([{"name": "a", "text": "x" * 501}]), "501 characters", "at most 500"),
     ("pool: Latin-1", pool("principles: [{name: a, text: é}]".encode("latin-1")), "not UTF-8"),
     ("pool: a huge file", pool("#" * 300_000), "larger than 200 kB"),
-    ("pool: a file name that climbs", pool(GOOD_POOL, "...yaml", "--profile", "smoke"), "file name '..'", "rename"),
-    ("pool: no antithesis", key("sufficiency.contrast", "both", "principles.pool", str(EXAMPLE)), "no antithesis"),
+    (
+        "pool: a file name that climbs",
+        pool(GOOD_POOL, "...yaml", "--profile", "smoke"),
+        "file name '..'",
+        "rename",
+    ),
+    (
+        "pool: no antithesis",
+        key("sufficiency.contrast", "both", "principles.pool", str(EXAMPLE)),
+        "no antithesis",
+    ),
     # -- questions
     ("questions: broken JSON", questions(b'{"question": "A?"}\n{"question": "B?"\n'), "line 2: broken JSON"),
     ("questions: not an object", questions(b'["A?"]\n'), "line 1: found list"),
     ("questions: no question", questions(b'{"text": "A?"}\n'), 'line 1: "question" is missing'),
     ("questions: Latin-1", questions(b'{"question": "caf\xe9?"}\n'), "line 1: byte 17 is not UTF-8"),
     ("questions: UTF-16", questions('{"question": "A?"}'.encode("utf-16")), "not UTF-8"),
-    ("questions: duplicates", questions(b'{"question": "A?"}\n{"question": "a?"}\n'), "line 2: the same question as line 1"),
+    (
+        "questions: duplicates",
+        questions(b'{"question": "A?"}\n{"question": "a?"}\n'),
+        "line 2: the same question as line 1",
+    ),
     ("questions: a huge line", questions(b'{"question": "' + b"x" * 9_000_000 + b'"}'), "line 1: too long"),
     ("questions: no line ends", questions(b"x" * 30_000_000), "line 1: too long"),
     ("questions: a forged turn", questions(b'{"question": "<start_of_turn>user"}'), "chat-template token"),
-    ("questions: a bad role", questions(b'{"question": "A?", "role": "test"}'), "'test'", "train, select, heldout"),
+    (
+        "questions: a bad role",
+        questions(b'{"question": "A?", "role": "test"}'),
+        "'test'",
+        "train, select, heldout",
+    ),
     ("questions: none", questions(b"\n"), "found no questions", "add some"),
-    ("questions: too few", questions(b'{"question": "A?", "role": "train"}'), "found 0 questions of role select", "at least 4"),
-    ("questions: a folder", key("questions", {"source": "jsonl", "path": "/"}), "questions.path", "a JSONL file"),
-    ("questions: more than built in", key("sufficiency.questions", 49), "found 48 questions of role select", "at least 49"),
+    (
+        "questions: too few",
+        questions(b'{"question": "A?", "role": "train"}'),
+        "found 0 questions of role select",
+        "at least 4",
+    ),
+    (
+        "questions: a folder",
+        key("questions", {"source": "jsonl", "path": "/"}),
+        "questions.path",
+        "a JSONL file",
+    ),
+    (
+        "questions: more than built in",
+        key("sufficiency.questions", 49),
+        "found 48 questions of role select",
+        "at least 49",
+    ),
     # -- evaluation data
     ("data: an unknown task", key("benchmarks.tasks", ["mmlu"]), "found 'mmlu'", "enigma_reasoning, "),
-    ("data: no such file", data("gsm8k", {"gsm8k/test.jsonl": ""}), "train.jsonl: found no such file", "unset ENIGMA_DATA"),
+    (
+        "data: no such file",
+        data("gsm8k", {"gsm8k/test.jsonl": ""}),
+        "train.jsonl: found no such file",
+        "unset ENIGMA_DATA",
+    ),
     ("data: an empty file", data("truthfulqa_mc1", {TRUTHFULQA: ""}), "found no rows"),
     ("data: no JSON", data("truthfulqa_mc1", {TRUTHFULQA: "question,answer\n"}), "line 1: broken JSON"),
     ("data: not an object", data("truthfulqa_mc1", {TRUTHFULQA: "3\n"}), "line 1: found no question"),
-    ("data: a broken line further down", data("gsm8k", {f"gsm8k/{split}.jsonl": '{"question": "a", "answer": "b"}\n{"ques'
-      for split in ("train", "test")}), "line 2: broken JSON"),
-    ("data: a column missing", data("truthfulqa_mc2", {TRUTHFULQA: json.dumps({"question": "a", "mc1_targets": MC})}),
-     "line 1: found no mc2_targets"),
-    ("data: labels for other choices", data("truthfulqa_mc2", {TRUTHFULQA: json.dumps(
-        {"question": "a", "mc1_targets": MC, "mc2_targets": MC | {"labels": [1]}})}), "found no mc2_targets"),
-    ("data: Latin-1", data("truthfulqa_mc1", {TRUTHFULQA: b'{"question": "caf\xe9"}'}), "multiple_choice.jsonl", "utf-8"),
-    ("data: a CSV without its columns", data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\nWhy?\n"}),
-     "line 2: found no Correct Answer"),
-    ("data: a huge CSV cell", data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\n" + "x" * 200_000}),
-     "gpqa_main.csv", "field larger"),
-    ("data: a folder for a file", data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv/x": ""}), "found no such file"),
+    (
+        "data: a broken line further down",
+        data(
+            "gsm8k",
+            {
+                f"gsm8k/{split}.jsonl": '{"question": "a", "answer": "b"}\n{"ques'
+                for split in ("train", "test")
+            },
+        ),
+        "line 2: broken JSON",
+    ),
+    (
+        "data: a column missing",
+        data("truthfulqa_mc2", {TRUTHFULQA: json.dumps({"question": "a", "mc1_targets": MC})}),
+        "line 1: found no mc2_targets",
+    ),
+    (
+        "data: labels for other choices",
+        data(
+            "truthfulqa_mc2",
+            {
+                TRUTHFULQA: json.dumps(
+                    {"question": "a", "mc1_targets": MC, "mc2_targets": MC | {"labels": [1]}}
+                )
+            },
+        ),
+        "found no mc2_targets",
+    ),
+    (
+        "data: Latin-1",
+        data("truthfulqa_mc1", {TRUTHFULQA: b'{"question": "caf\xe9"}'}),
+        "multiple_choice.jsonl",
+        "utf-8",
+    ),
+    (
+        "data: a CSV without its columns",
+        data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\nWhy?\n"}),
+        "line 2: found no Correct Answer",
+    ),
+    (
+        "data: a huge CSV cell",
+        data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\n" + "x" * 200_000}),
+        "gpqa_main.csv",
+        "field larger",
+    ),
+    (
+        "data: a folder for a file",
+        data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv/x": ""}),
+        "found no such file",
+    ),
     # -- model folders
-    ("model: no such folder", key("model", {"source": "local", "dtype": "float32", "id": "no"}), "model.id", "does not exist"),
+    (
+        "model: no such folder",
+        key("model", {"source": "local", "dtype": "float32", "id": "no"}),
+        "model.id",
+        "does not exist",
+    ),
     ("model: no weights", model(without("model.safetensors")), "found no weights", "*.safetensors"),
-    ("model: a pickle", model(renamed("model.safetensors", "pytorch_model.bin")), "pickled weights only", "never loaded"),
+    (
+        "model: a pickle",
+        model(renamed("model.safetensors", "pytorch_model.bin")),
+        "pickled weights only",
+        "never loaded",
+    ),
     ("model: truncated", model(cut("model.safetensors", 200)), "model.safetensors: found a truncated"),
     ("model: eight bytes", model(cut("model.safetensors", 8)), "model.safetensors: found a truncated"),
-    ("model: a page of the web", model(put("model.safetensors", "<!doctype html><html>")), "truncated or damaged"),
+    (
+        "model: a page of the web",
+        model(put("model.safetensors", "<!doctype html><html>")),
+        "truncated or damaged",
+    ),
     ("model: no config", model(without("config.json")), "config.json is missing"),
     ("model: a broken config", model(put("config.json", "{")), "config.json: Expecting"),
     ("model: a config of no model", model(put("config.json", {"a": 1})), "found no model_type"),
-    ("model: wrong architecture", model(put("config.json", {"model_type": "bert", "architectures": ["BertForMaskedLM"]})),
-     "found 'BertForMaskedLM'", "a causal language model"),
+    (
+        "model: wrong architecture",
+        model(put("config.json", {"model_type": "bert", "architectures": ["BertForMaskedLM"]})),
+        "found 'BertForMaskedLM'",
+        "a causal language model",
+    ),
     ("model: no tokenizer", model(without("tokenizer.json")), "tokenizer.json or"),
     ("model: a truncated tokenizer", model(put("tokenizer.json", '{"model": ')), "tokenizer.json: Expecting"),
     ("model: no chat template", model(without("chat_template.jinja")), "found no chat template"),
-    ("model: a missing shard", model(put("model.safetensors.index.json", {"weight_map": {"a": "model-2.safetensors"}})),
-     "found no file 'model-2.safetensors'"),
-    ("model: a shard elsewhere", model(put("model.safetensors.index.json", {"weight_map": {"a": "../x.safetensors"}})),
-     "found no file '../x.safetensors'"),
+    (
+        "model: a missing shard",
+        model(put("model.safetensors.index.json", {"weight_map": {"a": "model-2.safetensors"}})),
+        "found no file 'model-2.safetensors'",
+    ),
+    (
+        "model: a shard elsewhere",
+        model(put("model.safetensors.index.json", {"weight_map": {"a": "../x.safetensors"}})),
+        "found no file '../x.safetensors'",
+    ),
     # -- what an earlier run left
-    ("earlier: no training", earlier(without("tables/training.json")), "training: found no such table", "run notebook 02_train"),
-    ("earlier: another profile", earlier(put("tables/selection.json", {"profile_hash": "0" * 16})), "another profile",
-     "run again from 01_select"),
-    ("earlier: a damaged sidecar", earlier(put("tables/training.json", "[")), "training.json", "delete the file"),
-    ("earlier: a truncated adapter", earlier(cut(f"{ADAPTER}/adapter_model.safetensors", 60)), "grpo-s0", "truncated"),
-    ("earlier: no weights", earlier(without(f"{ADAPTER}/adapter_model.safetensors")), "adapter_model.safetensors is missing"),
-    ("earlier: a pickled adapter", earlier(renamed(f"{ADAPTER}/adapter_model.safetensors", f"{ADAPTER}/adapter_model.bin")),
-     "adapter_model.safetensors is missing"),
-    ("earlier: a broken description", earlier(put(f"{ADAPTER}/adapter_config.json", "{")), "adapter_config.json: Expecting"),
-    ("earlier: another profile's adapter", earlier(put(f"{ADAPTER}/adapter_config.json", {"r": 64, "target_modules": ["x"]})),
-     "rank 64 on x", "rank 4 on q_proj, v_proj"),
-    ("earlier: a link out", earlier(link_out("notebooks")), "notebooks: found a link out of results", "remove the link"),
+    (
+        "earlier: no training",
+        earlier(without("tables/training.json")),
+        "training: found no such table",
+        "run notebook 02_train",
+    ),
+    (
+        "earlier: another profile",
+        earlier(put("tables/selection.json", {"profile_hash": "0" * 16})),
+        "another profile",
+        "run again from 01_select",
+    ),
+    (
+        "earlier: a damaged sidecar",
+        earlier(put("tables/training.json", "[")),
+        "training.json",
+        "delete the file",
+    ),
+    (
+        "earlier: a truncated adapter",
+        earlier(cut(f"{ADAPTER}/adapter_model.safetensors", 60)),
+        "grpo-s0",
+        "truncated",
+    ),
+    (
+        "earlier: no weights",
+        earlier(without(f"{ADAPTER}/adapter_model.safetensors")),
+        "adapter_model.safetensors is missing",
+    ),
+    (
+        "earlier: a pickled adapter",
+        earlier(renamed(f"{ADAPTER}/adapter_model.safetensors", f"{ADAPTER}/adapter_model.bin")),
+        "adapter_model.safetensors is missing",
+    ),
+    (
+        "earlier: a broken description",
+        earlier(put(f"{ADAPTER}/adapter_config.json", "{")),
+        "adapter_config.json: Expecting",
+    ),
+    (
+        "earlier: another profile's adapter",
+        earlier(put(f"{ADAPTER}/adapter_config.json", {"r": 64, "target_modules": ["x"]})),
+        "rank 64 on x",
+        "rank 4 on q_proj, v_proj",
+    ),
+    (
+        "earlier: a link out",
+        earlier(link_out("notebooks")),
+        "notebooks: found a link out of results",
+        "remove the link",
+    ),
     ("earlier: a run that is a link", earlier(link_out("runs/enigma_low-s0")), "enigma_low-s0: found a link"),
     ("earlier: a file for a folder", earlier(put("figures", "x")), "figures: found a file"),
-    ("earlier: citing a damaged sidecar", earlier(put("tables/selection.json", {}), command=["cite", "selection", "--profile",
-      "smoke"]), "selection.json: found no file"),
+    (
+        "earlier: citing a damaged sidecar",
+        earlier(put("tables/selection.json", {}), command=["cite", "selection", "--profile", "smoke"]),
+        "selection.json: found no file",
+    ),
     # -- environment
-    ("ENIGMA_DATA is not there", environment("ENIGMA_DATA", "nowhere", given("check", "smoke")), "ENIGMA_DATA: found 'nowhere'"),
-    ("ENIGMA_DATA is a file", environment("ENIGMA_DATA", "a-file", given("check", "smoke")), "ENIGMA_DATA: found 'a-file'"),
-    ("ENIGMA_DATA of nobody", environment("ENIGMA_DATA", "~nobody-at-all", given("check", "smoke")), "ENIGMA_DATA"),
-    ("ENIGMA_CACHE is a file", environment("ENIGMA_CACHE", "a-file", given("check", "smoke")), "ENIGMA_CACHE: a-file"),
-    ("ENIGMA_CACHE below a file", environment("ENIGMA_CACHE", "a-file/cache", given("check", "cpu")), "a-file, in which nothing can be made"),
-    ("ENIGMA_CACHE, fetching", environment("ENIGMA_CACHE", "a-file", given("fetch")), "a-file", "set ENIGMA_CACHE"),
+    (
+        "ENIGMA_DATA is not there",
+        environment("ENIGMA_DATA", "nowhere", given("check", "smoke")),
+        "ENIGMA_DATA: found 'nowhere'",
+    ),
+    (
+        "ENIGMA_DATA is a file",
+        environment("ENIGMA_DATA", "a-file", given("check", "smoke")),
+        "ENIGMA_DATA: found 'a-file'",
+    ),
+    (
+        "ENIGMA_DATA of nobody",
+        environment("ENIGMA_DATA", "~nobody-at-all", given("check", "smoke")),
+        "ENIGMA_DATA",
+    ),
+    (
+        "ENIGMA_CACHE is a file",
+        environment("ENIGMA_CACHE", "a-file", given("check", "smoke")),
+        "ENIGMA_CACHE: a-file",
+    ),
+    (
+        "ENIGMA_CACHE below a file",
+        environment("ENIGMA_CACHE", "a-file/cache", given("check", "cpu")),
+        "a-file, in which nothing can be made",
+    ),
+    (
+        "ENIGMA_CACHE, fetching",
+        environment("ENIGMA_CACHE", "a-file", given("fetch")),
+        "a-file",
+        "set ENIGMA_CACHE",
+    ),
     # -- command line
     ("no command", given(), "COMMAND", "--help"),
     ("an unknown command", given("chekc", "cpu"), "'chekc'", "--help"),
     ("no profile", given("check"), "profile", "--help"),
     ("an unknown option", given("check", "cpu", "--jobs", "3"), "--jobs", "--help"),
-    ("an unknown stage", given("run", "smoke", "--from", "06_none"), "--from: found '06_none'", "01_select, "),
-    ("results below a file", environment("X", "", given("run", "smoke", "--results", "a-file/x")), "a-file, in which nothing"),
+    (
+        "an unknown stage",
+        given("run", "smoke", "--from", "06_none"),
+        "--from: found '06_none'",
+        "01_select, ",
+    ),
+    (
+        "results below a file",
+        environment("X", "", given("run", "smoke", "--results", "a-file/x")),
+        "a-file, in which nothing",
+    ),
     ("no name for results", given("run", "smoke", "--results", ""), "root: found ''"),
     ("an unknown figure", given("cite", "fig99", "--profile", "smoke"), "'fig99'", "(none yet)"),
     ("a figure that climbs", given("cite", "../x", "--profile", "smoke"), "found '../x'"),
     ("no README here", given("readme", "--profile", "smoke"), "README.md: cannot be read"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -368,8 +589,11 @@ def test_there_are_enough_cases_and_each_is_another():
 
 def test_the_same_things_undamaged_are_accepted(place, monkeypatch, capsys):
     assert cli.main(model(lambda folder: None)(place)) == 0
-    rows = "".join(f'{{"question": "{role} {i}?", "role": "{role}"}}\n' for role in ("train", "select", "heldout")
-                   for i in range(4))  # fmt: skip
+    rows = "".join(
+        f'{{"question": "{role} {i}?", "role": "{role}"}}\n'
+        for role in ("train", "select", "heldout")
+        for i in range(4)
+    )
     assert cli.main(questions(rows.encode())(place)) == 0
     row = json.dumps({"question": "a", "mc1_targets": MC, "mc2_targets": MC})
     assert cli.main(data("truthfulqa_mc2", {TRUTHFULQA: row})(place)) == 0
@@ -379,15 +603,18 @@ def test_the_same_things_undamaged_are_accepted(place, monkeypatch, capsys):
     assert ran == ["03_benchmark", "04_geometry", "05_report"]
 
 
-@pytest.mark.parametrize(("call", "word"), [
-    (lambda place: load_profile(3), "'3'"),
-    (lambda place: load_profile(None), "'None'"),
-    (lambda place: load_profile(["cpu"]), "no such file"),
-    (lambda place: load_profile(""), "''"),
-    (lambda place: Results(load_profile("smoke"), 3), "root: found 3"),
-    (lambda place: Results(load_profile("smoke"), None), "root: found None"),
-    (lambda place: Results(load_profile("smoke"), ""), "root: found ''"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda place: load_profile(3), "'3'"),
+        (lambda place: load_profile(None), "'None'"),
+        (lambda place: load_profile(["cpu"]), "no such file"),
+        (lambda place: load_profile(""), "''"),
+        (lambda place: Results(load_profile("smoke"), 3), "root: found 3"),
+        (lambda place: Results(load_profile("smoke"), None), "root: found None"),
+        (lambda place: Results(load_profile("smoke"), ""), "root: found ''"),
+    ],
+)
 def test_notebook_parameters(call, word, place):
     with pytest.raises(InputError, match="expected .*; ") as caught:
         call(place)
@@ -395,16 +622,32 @@ def test_notebook_parameters(call, word, place):
     assert not list(place.iterdir())
 
 
-@pytest.mark.parametrize("name", ["no such profile", "pool: a forged turn", "questions: broken JSON", "model: truncated",
-                                  "earlier: a truncated adapter", "ENIGMA_CACHE is a file", "an unknown command"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no such profile",
+        "pool: a forged turn",
+        "questions: broken JSON",
+        "model: truncated",
+        "earlier: a truncated adapter",
+        "ENIGMA_CACHE is a file",
+        "an unknown command",
+    ],
+)
 def test_a_process_of_its_own_is_as_quick_and_loads_no_model_library(name, place):
     prepare = next(case[1] for case in CASES if case[0] == name)
-    code = "import sys; from enigma.__main__ import main; import atexit; atexit.register(lambda: print(" \
-           "[m for m in ('torch', 'transformers', 'papermill') if m in sys.modules])); sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; from enigma.__main__ import main; import atexit; atexit.register(lambda: print("
+        "[m for m in ('torch', 'transformers', 'papermill') if m in sys.modules])); sys.exit(main(sys.argv[1:]))"
+    )
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", code, *prepare(place)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *prepare(place)], capture_output=True, text=True, check=False
+    )
     after = os.times()
-    assert after.children_user + after.children_system - before.children_user - before.children_system < SECONDS
+    assert (
+        after.children_user + after.children_system - before.children_user - before.children_system < SECONDS
+    )
     assert done.returncode == 2
     assert MESSAGE.fullmatch(done.stderr)
     assert done.stdout == "[]\n"

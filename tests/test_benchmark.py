@@ -19,12 +19,12 @@ import pandas as pd
 import pytest
 import torch
 
-from enigma import benchmark
+from enigma.data.text import normalise
 from enigma.errors import InputError
-from enigma.results import Results
-from enigma.stats import holm, paired_p_value
+from enigma.method.stats import holm, paired_p_value
+from enigma.record.results import Results
+from enigma.stages import benchmark
 from enigma.tasks import generate
-from enigma.text import normalise
 
 TRUTHFULNESS = generate.read(generate.FOLDER / "truthfulness.jsonl")
 REASONING = generate.read(generate.FOLDER / "reasoning.jsonl")
@@ -52,7 +52,10 @@ def tokenizer():
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
     )
     made.chat_template = TEMPLATE
     return made
@@ -62,10 +65,18 @@ def tiny_model(tokenizer, seed: int = 0):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
@@ -163,7 +174,9 @@ def solve(source: str, question: str) -> str | None:
     if source == "simple_equations":
         left, right = re.search(r": (.*) = (.*)$", question).groups() if ": " in question else ("", "")
         unknown = re.search(r"([a-z])(?![a-z])", left)[1] if left else ""
-        return next((str(x) for x in range(-999, 1000) if left and eval(left, {unknown: x}) == int(right)), None)
+        return next(
+            (str(x) for x in range(-999, 1000) if left and eval(left, {unknown: x}) == int(right)), None
+        )
     return None
 
 
@@ -174,14 +187,19 @@ def test_marked_answers_are_right_by_an_independent_solution():
         if answer is not None:
             assert row["choices"][row["gold"]] == answer, row
             solved[row["source"]] += 1
-    assert all(solved[name] == generate.PER_DATASET for name in ("chain_sum", "products", "gcd", "letter_counting", "aiw"))
+    assert all(
+        solved[name] == generate.PER_DATASET
+        for name in ("chain_sum", "products", "gcd", "letter_counting", "aiw")
+    )
     assert solved["simple_equations"] >= generate.PER_DATASET // 2
 
 
 def test_weekdays_are_those_of_the_calendar():
     checked = 0
     for row in REASONING:
-        found = re.fullmatch(r"(?:What day of the week was|On which weekday did) (\w+ \d+, \d+)\b.*", row["question"])
+        found = re.fullmatch(
+            r"(?:What day of the week was|On which weekday did) (\w+ \d+, \d+)\b.*", row["question"]
+        )
         if row["source"] == "calendar_arithmetic" and found:
             date = datetime.datetime.strptime(found[1], "%B %d, %Y")
             assert row["choices"][row["gold"]] == date.strftime("%A")
@@ -195,12 +213,16 @@ def test_weekdays_are_those_of_the_calendar():
 @pytest.mark.parametrize(("dtype", "batch_size"), [(torch.float32, 4), (torch.bfloat16, 1)])
 def test_mc1_and_mc2_agree_with_single_forward_passes(tokenizer, dtype, batch_size):
     model = tiny_model(tokenizer).to(dtype)
-    rows, items = benchmark.evaluate(model, tokenizer, ["enigma_truthfulness"], limit=6, batch_size=batch_size, seed=3)
+    rows, items = benchmark.evaluate(
+        model, tokenizer, ["enigma_truthfulness"], limit=6, batch_size=batch_size, seed=3
+    )
     mc1, mc2 = scores(items, "mc1"), scores(items, "mc2")
     for item in mc1:
         doc = TRUTHFULNESS[item]
         context = f"Question: {doc['question']}\nAnswer:"
-        logps = {c: log_probability(model, tokenizer, context, f" {c}") for c in doc["mc2_targets"]["choices"]}
+        logps = {
+            c: log_probability(model, tokenizer, context, f" {c}") for c in doc["mc2_targets"]["choices"]
+        }
         best = max(doc["mc1_targets"]["choices"], key=logps.get)
         assert mc1[item] == doc["mc1_targets"]["labels"][doc["mc1_targets"]["choices"].index(best)]
         right = [c for c, label in zip(*doc["mc2_targets"].values(), strict=True) if label]
@@ -225,7 +247,9 @@ def test_accuracies_agree_with_single_forward_passes(tokenizer):
     assert set(rows["metric"]) == {"acc", "acc_norm"} and (rows["chance"] == 0.25).all()
 
 
-def test_format_prompts_carry_the_instruction_but_no_principle_and_are_marked_by_the_reward(tokenizer, monkeypatch):
+def test_format_prompts_carry_the_instruction_but_no_principle_and_are_marked_by_the_reward(
+    tokenizer, monkeypatch
+):
     seen = []
     model = tiny_model(tokenizer)
     generate_text = model.generate
@@ -236,8 +260,11 @@ def test_format_prompts_carry_the_instruction_but_no_principle_and_are_marked_by
 
     monkeypatch.setattr(model, "generate", watched)
     rows, _ = benchmark.evaluate(model, tokenizer, ["enigma_format"], limit=2, batch_size=2, seed=0)
-    asked = {json.loads(line)["question"] for line in QUESTIONS.read_text(encoding="utf-8").splitlines()
-             if json.loads(line)["role"] == "heldout"}  # fmt: skip
+    asked = {
+        json.loads(line)["question"]
+        for line in QUESTIONS.read_text(encoding="utf-8").splitlines()
+        if json.loads(line)["role"] == "heldout"
+    }
     assert len(seen) == 2
     for text in seen:
         assert "Think between <reasoning>" in text and "principle" not in text
@@ -252,7 +279,11 @@ def test_format_marks_are_those_of_the_reward():
 
     whole = "<reasoning>a</reasoning><answer>b</answer>"
     assert format_marks({}, [whole]) == {"graded_format": 1.0, "strict_format": 1.0}
-    assert format_marks({}, [whole[:-9]])["strict_format"] == 0.0 < format_marks({}, [whole[:-9]])["graded_format"]
+    assert (
+        format_marks({}, [whole[:-9]])["strict_format"]
+        == 0.0
+        < format_marks({}, [whole[:-9]])["graded_format"]
+    )
 
 
 def test_chance_is_rejected_only_by_what_lies_outside_its_range():
@@ -261,9 +292,13 @@ def test_chance_is_rejected_only_by_what_lies_outside_its_range():
     assert benchmark.at_chance([1.0] * 33 + [0.0] * 67, coin, 0.04)  # p = 0.08
     assert not benchmark.at_chance([1.0] * 36 + [0.0] * 64, coin, 0.04)  # p = 0.015
     assert not benchmark.at_chance([1.0] * 10 + [0.0] * 90, coin, 0.04)
-    assert benchmark.at_chance([0.5, 0.3], [0.4, 0.4], 0.1) and not benchmark.at_chance([0.5, 0.7], [0.4, 0.4], 0.1)
+    assert benchmark.at_chance([0.5, 0.3], [0.4, 0.4], 0.1) and not benchmark.at_chance(
+        [0.5, 0.7], [0.4, 0.4], 0.1
+    )
     assert benchmark.at_chance([0.9], [0.5], math.nan)
-    assert benchmark.at_chance([0.0] * 5, [0.0] * 5, 0.0) and not benchmark.at_chance([1.0] + [0.0] * 4, [0.0] * 5, 0.2)
+    assert benchmark.at_chance([0.0] * 5, [0.0] * 5, 0.0) and not benchmark.at_chance(
+        [1.0] + [0.0] * 4, [0.0] * 5, 0.2
+    )
 
 
 # ---- isolation -----------------------------------------------------------------------------------------------------
@@ -283,7 +318,11 @@ def test_generators_modes_padding_bars_and_log_levels_are_put_back(tokenizer, ca
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[2])
     assert all(np.array_equal(new, old) for new, old in zip(np.random.get_state(), before[1], strict=True))
-    assert (lm_eval.api.task.tqdm, logging.getLogger("lm_eval").level, tokenizer.padding_side) == (bar, level, side)
+    assert (lm_eval.api.task.tqdm, logging.getLogger("lm_eval").level, tokenizer.padding_side) == (
+        bar,
+        level,
+        side,
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -316,7 +355,9 @@ def test_items_are_a_seeded_sample_and_not_the_first():
 
 def test_every_model_is_asked_the_same_items(tokenizer):
     asked = [
-        benchmark.evaluate(tiny_model(tokenizer, seed), tokenizer, ["enigma_reasoning"], limit=4, batch_size=8, seed=7)[1]
+        benchmark.evaluate(
+            tiny_model(tokenizer, seed), tokenizer, ["enigma_reasoning"], limit=4, batch_size=8, seed=7
+        )[1]
         for seed in (0, 1)
     ]
     drawn = benchmark.draw_items(len(REASONING), 4, seed=7)
@@ -325,7 +366,12 @@ def test_every_model_is_asked_the_same_items(tokenizer):
 
 def test_a_limit_draws_whole_items_of_a_task_that_asks_each_more_than_once(tokenizer):
     rows, items = benchmark.evaluate(
-        tiny_model(tokenizer), tokenizer, ["enigma_robustness", "enigma_adherence"], limit=3, batch_size=8, seed=4
+        tiny_model(tokenizer),
+        tokenizer,
+        ["enigma_robustness", "enigma_adherence"],
+        limit=3,
+        batch_size=8,
+        seed=4,
     )
     for name, count, asked in (("enigma_robustness", 38, 7), ("enigma_adherence", 32, 2)):
         found = items[(items["task"] == name) & items["metric"].eq("acc")]
@@ -335,7 +381,9 @@ def test_a_limit_draws_whole_items_of_a_task_that_asks_each_more_than_once(token
 
 
 def test_standard_error_counts_items_and_not_their_repetitions(tokenizer):
-    rows, items = benchmark.evaluate(tiny_model(tokenizer), tokenizer, ["enigma_robustness"], limit=6, batch_size=8, seed=1)
+    rows, items = benchmark.evaluate(
+        tiny_model(tokenizer), tokenizer, ["enigma_robustness"], limit=6, batch_size=8, seed=1
+    )
     means = items.groupby("item")["value"].mean()
     assert rows["value"].item() == pytest.approx(means.mean())
     assert rows["stderr"].item() == pytest.approx(means.std(ddof=1) / math.sqrt(6))
@@ -347,11 +395,28 @@ def test_shared_prompts_give_lm_evals_own_log_probabilities(tokenizer, batch_siz
     from lm_eval.models.huggingface import HFLM
 
     model = with_adapter(tiny_model(tokenizer), seed=3)
-    texts = [("Question: a?\nAnswer:", " yes"), ("Question: a?\nAnswer:", " no, it is not"), ("b", " c"), ("b", " c")]
-    texts += [("a longer prompt than all of the others", " y" * 9), ("beyond what the model can hold " * 80, " y")]
+    texts = [
+        ("Question: a?\nAnswer:", " yes"),
+        ("Question: a?\nAnswer:", " no, it is not"),
+        ("b", " c"),
+        ("b", " c"),
+    ]
+    texts += [
+        ("a longer prompt than all of the others", " y" * 9),
+        ("beyond what the model can hold " * 80, " y"),
+    ]
     requests = [SimpleNamespace(args=pair) for pair in texts]
-    named = dict(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
-    expected, found = (kind(**named).loglikelihood(requests, disable_tqdm=True) for kind in (HFLM, benchmark._language_model()))
+    named = dict(
+        pretrained=model,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        softmax_dtype="float32",
+    )
+    expected, found = (
+        kind(**named).loglikelihood(requests, disable_tqdm=True)
+        for kind in (HFLM, benchmark._language_model())
+    )
     assert [logp for logp, _ in found] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
@@ -359,8 +424,12 @@ def test_a_prompt_is_read_once_for_all_of_its_choices(tokenizer):
     """At most four prompts in a forward: every prompt's tokens once, beside each choice's."""
     model, tokens = tiny_model(tokenizer), []
     forward = model.forward
-    model.forward = lambda *arguments, **named: tokens.append(named["input_ids"].numel()) or forward(*arguments, **named)
-    named = dict(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, softmax_dtype="float32")
+    model.forward = lambda *arguments, **named: (
+        tokens.append(named["input_ids"].numel()) or forward(*arguments, **named)
+    )
+    named = dict(
+        pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, softmax_dtype="float32"
+    )
     requests = [(None, [5 + i, 6, 7, 8, 9], [20 + j, 21]) for i in range(10) for j in range(4)]
     found = benchmark._language_model()(**named)._loglikelihood_tokens(requests)
     assert len(found) == 40
@@ -373,13 +442,18 @@ def test_a_prompt_is_read_once_for_all_of_its_choices(tokenizer):
 
 def test_answers_are_the_likeliest_options(tokenizer):
     model = tiny_model(tokenizer)
-    _, items = benchmark.evaluate(model, tokenizer, ["enigma_robustness", "enigma_format"], limit=2, batch_size=4, seed=0)
+    _, items = benchmark.evaluate(
+        model, tokenizer, ["enigma_robustness", "enigma_format"], limit=2, batch_size=4, seed=0
+    )
     assert items[items["task"] == "enigma_format"]["answer"].isna().all()
     rows = generate.read(generate.FOLDER / "robustness.jsonl")
     documents = {(row["item"], row["condition"]): row for row in rows}
     for row in items[items["task"] == "enigma_robustness"].itertuples():
         document = documents[row.item, row.part]
-        logps = [log_probability(model, tokenizer, document["prompt"], f" {choice}") for choice in document["choices"]]
+        logps = [
+            log_probability(model, tokenizer, document["prompt"], f" {choice}")
+            for choice in document["choices"]
+        ]
         assert row.answer == int(np.argmax(logps)) and row.value == float(row.answer == document["gold"])
 
 
@@ -389,9 +463,11 @@ ADHERENCE = generate.read(generate.FOLDER / "adherence.jsonl")
 
 
 def test_each_principle_of_the_default_pool_has_pairs_of_its_own():
-    from enigma.principles import load_pool
+    from enigma.data.principles import load_pool
 
-    assert Counter(pair["principle"] for pair in ADHERENCE) == {principle.name: 2 for principle in load_pool("default")}
+    assert Counter(pair["principle"] for pair in ADHERENCE) == {
+        principle.name: 2 for principle in load_pool("default")
+    }
     assert all(principle.antithesis for principle in load_pool("default"))
     asked = [json.loads(line)["question"] for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     own = {normalise(pair["question"]) for pair in ADHERENCE}
@@ -407,9 +483,9 @@ def test_responses_of_a_pair_differ_but_not_in_length():
 
 
 def test_adherence_prompts_are_those_of_training_with_a_principle(tokenizer):
-    from enigma.principles import load_pool
+    from enigma.data.principles import load_pool
+    from enigma.llm.prompts import messages
     from enigma.profile import load_profile
-    from enigma.prompts import messages
 
     default = load_profile("cpu").prompts
     task = benchmark.load_tasks(["enigma_adherence"], 0)["enigma_adherence"]
@@ -421,7 +497,9 @@ def test_adherence_prompts_are_those_of_training_with_a_principle(tokenizer):
     documents = list(task.eval_docs)
     assert len(documents) == 2 * len(ADHERENCE)
     for document, pair in zip(documents[::2], ADHERENCE, strict=True):
-        chat = messages(pair["question"], pool[pair["principle"]].text, default.placement, default.demonstration)
+        chat = messages(
+            pair["question"], pool[pair["principle"]].text, default.placement, default.demonstration
+        )
         assert task.fewshot_context(document, 0, chat_template=render) == render(chat)
         follows, breaks = document["choices"]
         assert pair["follows"][1] in follows and pair["breaks"][1] in breaks and document["gold"] == 0
@@ -440,7 +518,9 @@ def test_a_model_that_does_not_read_the_principle_adheres_to_exactly_one_half(to
     kind = type("Deaf", (benchmark._language_model(),), {"_loglikelihood_tokens": by_length})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_language_model", lambda: kind)
-        rows, items = benchmark.evaluate(model, tokenizer, ["enigma_adherence"], limit=None, batch_size=8, seed=0)
+        rows, items = benchmark.evaluate(
+            model, tokenizer, ["enigma_adherence"], limit=None, batch_size=8, seed=0
+        )
     assert rows["value"].tolist() == [0.5, 0.5] and rows["at_chance"].all() and (rows["chance"] == 0.5).all()
     table = benchmark.adherence(items.assign(arm="base", seed=pd.NA))
     assert (table["mean"] == 0.5).all() and len(table) == 2 * 17
@@ -464,12 +544,18 @@ def test_samples_are_logged_on_request_in_the_layout_of_lm_eval(tokenizer, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_run_harness", watched)
         _, items = benchmark.evaluate(
-            tiny_model(tokenizer), tokenizer, ["enigma_reasoning", "enigma_format"], limit=3, batch_size=4, seed=0,
+            tiny_model(tokenizer),
+            tokenizer,
+            ["enigma_reasoning", "enigma_format"],
+            limit=3,
+            batch_size=4,
+            seed=0,
             log_samples=tmp_path / "samples",
-        )  # fmt: skip
+        )
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
-        "samples_enigma_format.jsonl", "samples_enigma_reasoning.jsonl"
-    ]  # fmt: skip
+        "samples_enigma_format.jsonl",
+        "samples_enigma_reasoning.jsonl",
+    ]
     tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
     tracker.date_id = "2025"  # set by lm-eval when it writes the scores
     for name in outputs:
@@ -486,9 +572,9 @@ def test_no_samples_are_logged_unasked(stage):
     assert not list(results.runs.rglob("samples*"))
     profile.benchmarks.log_samples, profile.hash = True, "1" * 16  # another text of the profile
     benchmark.run(profile, results)
-    assert sorted(path.parent.parent.name for path in results.runs.rglob("samples_enigma_reasoning.jsonl")) == [
-        "base", "enigma_high-s0", "grpo-s0"
-    ]  # fmt: skip
+    assert sorted(
+        path.parent.parent.name for path in results.runs.rglob("samples_enigma_reasoning.jsonl")
+    ) == ["base", "enigma_high-s0", "grpo-s0"]
 
 
 # ---- the user's data folder ----------------------------------------------------------------------------------------
@@ -499,7 +585,9 @@ def data_folder(tmp_path, monkeypatch):
     """Made-up files in the layouts of TruthfulQA, GSM8K and GPQA."""
     rows = {"truthfulqa/multiple_choice.jsonl": [made_up_truthfulqa(i) for i in range(6)]}
     for split in ("train", "test"):
-        rows[f"gsm8k/{split}.jsonl"] = [{"question": f"{i} plus 1?", "answer": f"{i}+1\n#### {i + 1}"} for i in range(8)]
+        rows[f"gsm8k/{split}.jsonl"] = [
+            {"question": f"{i} plus 1?", "answer": f"{i}+1\n#### {i + 1}"} for i in range(8)
+        ]
     for name, lines in rows.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(generate.dump(lines), encoding="utf-8")
@@ -516,7 +604,11 @@ def made_up_truthfulqa(i: int) -> dict:
     def targets(*labels):
         return {"choices": [f"answer {i} {k}" for k in range(len(labels))], "labels": list(labels)}
 
-    return {"question": f"What about {i}?", "mc1_targets": targets(1, 0, 0, 0), "mc2_targets": targets(1, 1, 0)}
+    return {
+        "question": f"What about {i}?",
+        "mc1_targets": targets(1, 0, 0, 0),
+        "mc2_targets": targets(1, 1, 0),
+    }
 
 
 def test_external_tasks_read_the_users_folder_under_their_own_names(tokenizer, data_folder):
@@ -540,7 +632,10 @@ def test_external_mc2_is_the_share_of_the_right_choices(tokenizer, data_folder):
     for item, value in scores(items, "acc").items():
         doc = made_up_truthfulqa(item)
         context = f"{primer}\n\nQ: {doc['question']}\nA:"
-        logps = [log_probability(model, tokenizer, context, f" {choice}") for choice in doc["mc2_targets"]["choices"]]
+        logps = [
+            log_probability(model, tokenizer, context, f" {choice}")
+            for choice in doc["mc2_targets"]["choices"]
+        ]
         share = np.exp(logps)[:2].sum() / np.exp(logps).sum()
         assert value == pytest.approx(share, rel=1e-3)
 
@@ -561,14 +656,20 @@ def test_gpqa_is_generated_and_its_answer_extracted(tokenizer, data_folder, name
         right = [re.search(r"\((.)\) right", text)[1] for text in seen]
         wrong = "A" if right[2] != "A" else "B"
         return [
-            f"The answer is ({right[0]}).", f"So it must be ({right[1]})", f"The answer is ({wrong}).", "I do not know.", "",
+            f"The answer is ({right[0]}).",
+            f"So it must be ({right[1]})",
+            f"The answer is ({wrong}).",
+            "I do not know.",
+            "",
             f"The answer is ({right[5]}).",
-        ]  # fmt: skip
+        ]
 
     kind = type("Scripted", (benchmark._language_model(),), {"generate_until": generate_until})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_language_model", lambda: kind)
-        rows, items = benchmark.evaluate(tiny_model(tokenizer), tokenizer, [name], limit=None, batch_size=1, seed=0)
+        rows, items = benchmark.evaluate(
+            tiny_model(tokenizer), tokenizer, [name], limit=None, batch_size=1, seed=0
+        )
     assert all(f"Which, {i}?" in text and "(D)" in text for i, text in enumerate(seen))
     row = rows.set_index("metric")
     assert scores(items, "exact_match,strict-match") == {0: 1, 1: 0, 2: 0, 3: 0, 4: 0, 5: 1}
@@ -585,7 +686,10 @@ def test_gpqa_answers_are_marked_by_the_order_in_which_they_were_asked(tokenizer
 
     def by_prompt(self, requests, **_):
         right = [re.search(r"(\(.\)) right", context)[1] for (context, _), _, _ in requests]
-        return [(float(text.strip() == letter), False) for ((_, text), _, _), letter in zip(requests, right, strict=True)]
+        return [
+            (float(text.strip() == letter), False)
+            for ((_, text), _, _), letter in zip(requests, right, strict=True)
+        ]
 
     kind = type("Oracle", (benchmark._language_model(),), {"_loglikelihood_tokens": by_prompt})
     with pytest.MonkeyPatch.context() as patch:
@@ -599,7 +703,9 @@ def test_gpqa_answers_are_marked_by_the_order_in_which_they_were_asked(tokenizer
 def test_order_of_gpqa_answers_depends_on_the_seed_alone(data_folder):
     def order(seed):
         with benchmark._quiet():
-            return list(benchmark.load_tasks(["gpqa_main_zeroshot"], seed)["gpqa_main_zeroshot"].eval_docs["answer"])
+            return list(
+                benchmark.load_tasks(["gpqa_main_zeroshot"], seed)["gpqa_main_zeroshot"].eval_docs["answer"]
+            )
 
     random.seed(99)
     first = order(0)
@@ -644,7 +750,9 @@ def test_unreachable_hub_is_told_with_the_remedy(monkeypatch):
 
 
 def test_unknown_task_is_told_with_the_known_ones():
-    with pytest.raises(InputError, match="'truthfulness'; expected one of enigma_reasoning, .*gpqa_main_zeroshot"):
+    with pytest.raises(
+        InputError, match="'truthfulness'; expected one of enigma_reasoning, .*gpqa_main_zeroshot"
+    ):
         benchmark.check_tasks(["enigma_format", "truthfulness"])
 
 
@@ -652,7 +760,14 @@ def test_unknown_task_is_told_with_the_known_ones():
 
 
 def frame(arm, seed, values, task="t", metric="acc") -> pd.DataFrame:
-    named = {"arm": arm, "seed": seed, "task": task, "item": range(len(values)), "metric": metric, "value": values}
+    named = {
+        "arm": arm,
+        "seed": seed,
+        "task": task,
+        "item": range(len(values)),
+        "metric": metric,
+        "value": values,
+    }
     return pd.DataFrame(named).astype({"seed": "Int64", "value": float})
 
 
@@ -671,14 +786,22 @@ def test_arms_are_compared_with_base_and_with_grpo_of_the_same_seed():
     frames = [frame(arm, seed, v) for arm, runs in values.items() for seed, v in runs.items()]
     table = benchmark.differences(pd.concat([frame("base", None, [0, 0, 0]), *frames]), seed=0)
     found = {(r.arm, r.seed, r.versus): r.difference for r in table.itertuples()}
-    assert found == pytest.approx({
-        ("grpo", 0, "base"): 1 / 3, ("grpo", 1, "base"): 1.0, ("enigma_high", 0, "base"): 1.0,
-        ("enigma_high", 0, "grpo"): 2 / 3, ("enigma_high", 1, "base"): 2 / 3, ("enigma_high", 1, "grpo"): -1 / 3,
-    })  # fmt: skip
+    assert found == pytest.approx(
+        {
+            ("grpo", 0, "base"): 1 / 3,
+            ("grpo", 1, "base"): 1.0,
+            ("enigma_high", 0, "base"): 1.0,
+            ("enigma_high", 0, "grpo"): 2 / 3,
+            ("enigma_high", 1, "base"): 2 / 3,
+            ("enigma_high", 1, "grpo"): -1 / 3,
+        }
+    )
 
 
 def test_equal_scores_have_no_difference():
-    table = benchmark.differences(pd.concat([frame("base", None, [0.2, 0.7]), frame("grpo", 0, [0.2, 0.7])]), seed=0)
+    table = benchmark.differences(
+        pd.concat([frame("base", None, [0.2, 0.7]), frame("grpo", 0, [0.2, 0.7])]), seed=0
+    )
     assert table[["difference", "low", "high", "p_value", "p_holm"]].iloc[0].tolist() == [0, 0, 0, 1, 1]
 
 
@@ -688,7 +811,9 @@ def test_no_arm_but_base_gives_an_empty_table():
 
 def test_shares_are_tested_by_swapping_pairs():
     # Five positive differences: of 32 sign patterns two are as extreme.
-    assert paired_p_value(np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.full(5, 0.1), seed=0) == pytest.approx(2 / 32)
+    assert paired_p_value(np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.full(5, 0.1), seed=0) == pytest.approx(
+        2 / 32
+    )
     rng = np.random.default_rng(0)
     shifted = rng.random(200)
     assert paired_p_value(shifted + 0.1 * rng.random(200), shifted, seed=0) < 0.001
@@ -709,7 +834,9 @@ def test_repetitions_of_an_item_count_once():
     """Seven conditions of four items are four pairs, not twenty-eight."""
     once = pd.concat([frame("base", None, [0.2, 0.4, 0.1, 0.3]), frame("grpo", 0, [0.5, 0.6, 0.4, 0.9])])
     thrice = pd.concat([once.assign(value=once["value"] + shift) for shift in (-0.1, 0.0, 0.1)])
-    pd.testing.assert_frame_equal(benchmark.differences(thrice, seed=0), benchmark.differences(once, seed=0), rtol=1e-9)
+    pd.testing.assert_frame_equal(
+        benchmark.differences(thrice, seed=0), benchmark.differences(once, seed=0), rtol=1e-9
+    )
 
 
 # ---- the stage -----------------------------------------------------------------------------------------------------
@@ -721,11 +848,16 @@ def stage(tokenizer, tmp_path, monkeypatch):
     from peft import PeftModel
 
     profile = SimpleNamespace(
-        name="tiny", hash="0" * 16, text="", model=SimpleNamespace(source="random", id=None),
-        benchmarks=SimpleNamespace(tasks=["enigma_reasoning", "enigma_truthfulness"], limit=4, batch_size=4, log_samples=False),
+        name="tiny",
+        hash="0" * 16,
+        text="",
+        model=SimpleNamespace(source="random", id=None),
+        benchmarks=SimpleNamespace(
+            tasks=["enigma_reasoning", "enigma_truthfulness"], limit=4, batch_size=4, log_samples=False
+        ),
         seeds=SimpleNamespace(initialisation=0, evaluation=1, bootstrap=2, model_dump=dict),
         runs=lambda: [("grpo", 0), ("enigma_high", 0)],
-    )  # fmt: skip
+    )
     results = Results(profile, tmp_path / "results")
     for seed, (arm, run) in enumerate(profile.runs(), start=1):
         with_adapter(tiny_model(tokenizer), seed).save_pretrained(results.run_folder(arm, run) / "adapter")
@@ -736,7 +868,7 @@ def stage(tokenizer, tmp_path, monkeypatch):
         model = tiny_model(tokenizer, seed)
         return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model), tokenizer
 
-    monkeypatch.setattr("enigma.assets.load_policy", load_policy)
+    monkeypatch.setattr("enigma.llm.loading.load_policy", load_policy)
     return profile, results, loaded
 
 
@@ -745,7 +877,17 @@ def test_stage_writes_its_tables_in_the_order_of_the_arms(stage):
     tables = benchmark.run(profile, results)
     assert loaded == ["base", "grpo-s0", "enigma_high-s0"]
     written = results.read_table("benchmarks")
-    assert list(written.columns) == ["arm", "seed", "task", "metric", "value", "stderr", "n", "chance", "at_chance"]
+    assert list(written.columns) == [
+        "arm",
+        "seed",
+        "task",
+        "metric",
+        "value",
+        "stderr",
+        "n",
+        "chance",
+        "at_chance",
+    ]
     assert list(dict.fromkeys(written["arm"])) == ["base", "grpo", "enigma_high"] and len(written) == 12
     assert written[written["arm"] == "base"]["seed"].isna().all()
     items = results.read_table("benchmark_items")
@@ -754,7 +896,9 @@ def test_stage_writes_its_tables_in_the_order_of_the_arms(stage):
     assert len(differences) == 12 and set(differences["versus"]) == {"base", "grpo"}
     assert list(differences.columns[-3:]) == ["n", "p_value", "p_holm"]
     assert tables["robustness"].empty and tables["adherence"].empty  # no such task in this profile
-    assert (tables["benchmark_speed"]["items"] == 8).all() and (tables["benchmark_speed"]["items_per_second"] > 0).all()
+    assert (tables["benchmark_speed"]["items"] == 8).all() and (
+        tables["benchmark_speed"]["items_per_second"] > 0
+    ).all()
 
 
 def test_stage_resumes_and_never_reuses_scores_of_other_weights(stage, tokenizer):
@@ -779,9 +923,11 @@ def test_scores_belong_to_the_files_that_items_come_from(tmp_path, monkeypatch, 
     shutil.copytree(benchmark.TASKS.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(benchmark, "TASKS", package / "tasks")
     places = {
-        "tasks/robustness.jsonl": "enigma_robustness", "tasks/enigma_adherence.yaml": "enigma_adherence",
-        "pools/default.yaml": "enigma_adherence", "data/questions.jsonl": "enigma_format",
-    }  # fmt: skip
+        "tasks/robustness.jsonl": "enigma_robustness",
+        "tasks/enigma_adherence.yaml": "enigma_adherence",
+        "pools/default.yaml": "enigma_adherence",
+        "data/questions.jsonl": "enigma_format",
+    }
     for file, task in places.items():
         before = benchmark._data_hash(task)
         with (package / file).open("a") as changed:

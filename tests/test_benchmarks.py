@@ -10,14 +10,16 @@ from trl import GRPOTrainer
 
 from benchmarks import cases, kernels, slopes
 from benchmarks.__main__ import compared
+from enigma.llm.trainer import EnigmaTrainer
 from enigma.profile import load_profile
-from enigma.trainer import EnigmaTrainer
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def test_a_row_is_the_ratio_of_medians():
-    row = compared("sleep", cases.Case(lambda: time.sleep(0.02), lambda: time.sleep(0.08)), "a longer one", 0.5, 3)
+    row = compared(
+        "sleep", cases.Case(lambda: time.sleep(0.02), lambda: time.sleep(0.08)), "a longer one", 0.5, 3
+    )
     assert 0.1 < row["ratio"] < 0.5 and row["met"]
     assert row["ratio"] == pytest.approx(row["seconds"] / row["peer_seconds"], rel=0.1)
 
@@ -27,9 +29,13 @@ def test_both_sides_do_the_same_work(monkeypatch, toy_model, toy_tokenizer, k):
     """On a toy: same prompts and tokens a step, and one gradient of the packed matrix equals the dense one."""
     profile = load_profile("smoke")
     batch = k * profile.trainer.num_generations
-    profile = profile.model_copy(update={
-        "trainer": profile.trainer.model_copy(update={"per_device_train_batch_size": batch, "num_principles": k})
-    })  # fmt: skip
+    profile = profile.model_copy(
+        update={
+            "trainer": profile.trainer.model_copy(
+                update={"per_device_train_batch_size": batch, "num_principles": k}
+            )
+        }
+    )
     monkeypatch.setattr(cases, "load_model", lambda spec, seed: (toy_model(), toy_tokenizer))
     ours, peer = cases.trainer(profile, EnigmaTrainer, k), cases.trainer(profile, GRPOTrainer, k)
     assert cases.batch(ours) == cases.batch(peer) and len(cases.batch(ours)) == batch

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from enigma import claims
-from enigma.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, average, decide, difference
+from enigma.method.stats import Interval
 from enigma.profile import load_profile
-from enigma.results import Results
-from enigma.stats import Interval
+from enigma.record.results import Results
+from enigma.stages import claims
+from enigma.stages.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, average, decide, difference
 
 IDS = ["C1", "C2", "C3a", "C3b", "C4", "C5", "C6", "H", "L"]
 PROFILE = load_profile("cpu")
@@ -102,13 +102,24 @@ def test_missing_arms_are_named(results):
 def training(noise, seeds=(0,), steps=20, key="training", groups=4):
     random = np.random.default_rng(0)
     rows = [
-        {"arm": arm, "seed": seed, "step": step, "question": f"q{group}", "principle": "p",
-         "reward_graded": 0.3 + 0.02 * step + size * (-1) ** step + 0.01 * random.normal()}
-        for arm, size in noise.items() for seed in seeds for step in range(steps) for group in range(groups)
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "question": f"q{group}",
+            "principle": "p",
+            "reward_graded": 0.3 + 0.02 * step + size * (-1) ** step + 0.01 * random.normal(),
+        }
+        for arm, size in noise.items()
+        for seed in seeds
+        for step in range(steps)
+        for group in range(groups)
+    ]
     if key == "training_groups":
         return rows
-    steps = pd.DataFrame(rows).groupby(["arm", "seed", "step"], sort=False)["reward_graded"].mean().reset_index()
+    steps = (
+        pd.DataFrame(rows).groupby(["arm", "seed", "step"], sort=False)["reward_graded"].mean().reset_index()
+    )
     return steps.assign(kl=np.nan, grad_norm=1.0)
 
 
@@ -144,11 +155,21 @@ def items(means, tasks=OWN, n=200, shift=None, seeds=(0,)):
     """Items whose arms differ by fixed amounts, plus a small paired noise of mean zero."""
     noise = np.tile([-0.05, 0.05], n // 2)
     return [
-        {"arm": arm, "seed": np.nan if arm == "base" else seed, "task": task, "item": item, "metric": metric,
-         "value": mean + (shift or {}).get((arm, task), 0.0) + (0 if arm == "base" else noise[item] * (1 + seed))}
-        for arm, mean in means.items() for seed in (seeds if arm != "base" else (0,)) for task, metric in tasks
+        {
+            "arm": arm,
+            "seed": np.nan if arm == "base" else seed,
+            "task": task,
+            "item": item,
+            "metric": metric,
+            "value": mean
+            + (shift or {}).get((arm, task), 0.0)
+            + (0 if arm == "base" else noise[item] * (1 + seed)),
+        }
+        for arm, mean in means.items()
+        for seed in (seeds if arm != "base" else (0,))
+        for task, metric in tasks
         for item in range(n)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -186,8 +207,9 @@ def test_c2_does_not_depend_on_the_order_of_rows(results):
 def test_chance_is_told(results):
     chance = [
         {"arm": arm, "task": task, "metric": metric, "at_chance": task == "enigma_reasoning"}
-        for arm in ("grpo", "enigma_high", "base") for task, metric in OWN
-    ]  # fmt: skip
+        for arm in ("grpo", "enigma_high", "base")
+        for task, metric in OWN
+    ]
     write(results, benchmarks=chance, benchmark_items=items({"base": 0.5, "enigma_high": 0.5}))
     assert "reasoning is at chance for grpo, enigma_high" in verdict(results, "C2")["note"]
     assert "reasoning is at chance for enigma_high, base" in verdict(results, "C6")["note"]
@@ -230,8 +252,12 @@ def test_h_with_one_benchmark_is_undecided(results):
 def sufficiency(best, width, high=0.6, low=0.2):
     rows = [
         {"level": "principle", "name": f"p{i}", "span": span, "si": si if span == "reasoning" else 0.0}
-        for span in ("reasoning", "completion") for i, si in enumerate(np.linspace(0.1, best, 5))
-    ] + [{"level": "set", "name": name, "span": "reasoning", "si": si} for name, si in (("high", high), ("low", low))]  # fmt: skip
+        for span in ("reasoning", "completion")
+        for i, si in enumerate(np.linspace(0.1, best, 5))
+    ] + [
+        {"level": "set", "name": name, "span": "reasoning", "si": si}
+        for name, si in (("high", high), ("low", low))
+    ]
     frame = pd.DataFrame(rows)
     return frame.assign(si_low=frame["si"] - width, si_high=frame["si"] + width)
 
@@ -286,15 +312,23 @@ def test_c3_creation(results, accepted, low, expected):
 
 def geometry(values, width=0.05, seeds=(0,), layers=(0, 1, 2)):
     return [
-        {"arm": arm, "seed": seed, "layer": layer, "measure": measure, "value": value + 0.1 * layer + 0.01 * seed,
-         "low": value + 0.1 * layer - width, "high": value + 0.1 * layer + width}
-        for arm, value in values.items() for seed in seeds for measure in ("sinkhorn", "cka") for layer in layers
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "seed": seed,
+            "layer": layer,
+            "measure": measure,
+            "value": value + 0.1 * layer + 0.01 * seed,
+            "low": value + 0.1 * layer - width,
+            "high": value + 0.1 * layer + width,
+        }
+        for arm, value in values.items()
+        for seed in seeds
+        for measure in ("sinkhorn", "cka")
+        for layer in layers
+    ]
 
 
-@pytest.mark.parametrize(
-    ("grpo", "expected"), [(1.0, SUPPORTED), (0.2, NOT_SUPPORTED), (0.52, UNDECIDED)]
-)
+@pytest.mark.parametrize(("grpo", "expected"), [(1.0, SUPPORTED), (0.2, NOT_SUPPORTED), (0.52, UNDECIDED)])
 def test_c4_drift(results, grpo, expected):
     write(results, geometry=geometry({"grpo": grpo, "enigma_high": 0.5}))
     row = verdict(results, "C4")
@@ -323,10 +357,19 @@ def test_c4_takes_seeds_for_the_interval_where_there_are_three(results):
 
 def directions(excess, p_values=(0.001, 0.02, 0.9), width=0.01):
     return [
-        {"arm": arm, "seed": 0, "layer": layer, "observed": 0.1 + value, "null_mean": 0.1, "null_low": 0.1 - width,
-         "null_high": 0.1 + width, "p_value": p}
-        for arm, value in excess.items() for layer, p in enumerate(p_values)
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "seed": 0,
+            "layer": layer,
+            "observed": 0.1 + value,
+            "null_mean": 0.1,
+            "null_low": 0.1 - width,
+            "null_high": 0.1 + width,
+            "p_value": p,
+        }
+        for arm, value in excess.items()
+        for layer, p in enumerate(p_values)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +415,12 @@ def legibility(**arms):
 )
 def test_legibility_tells_a_private_code(results, high, expected, words):
     # The base row of the low set must not count: these arms' prompts hold the high set.
-    arms = {"base": (0.4, 0.4, 5.0), "base_low": (0.0, 0.0, 5.0), "grpo": (0.4, 0.4, 5.0), "enigma_high": high}
+    arms = {
+        "base": (0.4, 0.4, 5.0),
+        "base_low": (0.0, 0.0, 5.0),
+        "grpo": (0.4, 0.4, 5.0),
+        "enigma_high": high,
+    }
     write(results, legibility=legibility(**arms))
     row = verdict(results, "L")
     assert row["verdict"] == expected and f"it rises: {words}" in row["note"]

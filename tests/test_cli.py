@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from enigma import __main__ as cli
-from enigma import pipeline
 from enigma.errors import InputError
 from enigma.profile import BUILTIN
+from enigma.run import pipeline
 
 
 @pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])
@@ -42,8 +42,10 @@ def test_a_bad_profile_is_one_line_and_status_2(command, tmp_path, monkeypatch, 
     path.write_text(text.replace("max_steps: 15", "max_steps: many"), encoding="utf-8")
     assert cli.main([command, "mine.yaml"]) == 2
     out, err = capsys.readouterr()
-    assert err == ("error: mine.yaml: trainer.max_steps: found 'many'; expected a valid integer; "
-                   "correct it, see enigma/profiles/cpu.yaml\n")
+    assert err == (
+        "error: mine.yaml: trainer.max_steps: found 'many'; expected a valid integer; "
+        "correct it, see enigma/profiles/cpu.yaml\n"
+    )
     assert out == ""
     assert list(tmp_path.iterdir()) == [path]
 
@@ -63,17 +65,22 @@ def test_debug_shows_the_traceback():
 
 def test_run_passes_its_arguments_on(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(pipeline, "run", lambda *args, **options: given.append((args, options)) or "results/cpu")
+    monkeypatch.setattr(
+        pipeline, "run", lambda *args, **options: given.append((args, options)) or "results/cpu"
+    )
     assert cli.main(["run", "cpu", "--results", "elsewhere", "--from", "03_benchmark"]) == 0
     assert given == [(("cpu", "elsewhere"), {"first": "03_benchmark", "last": None})]
     assert capsys.readouterr().out == "results/cpu\n"
 
 
-@pytest.mark.parametrize(("error", "status"), [
-    (InputError("file: key: found 1;\nexpected 2"), 2),
-    (pipeline.StageFailed("01_select: the kernel died"), 1),
-    (KeyboardInterrupt(), 130),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("file: key: found 1;\nexpected 2"), 2),
+        (pipeline.StageFailed("01_select: the kernel died"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
 def test_exit_status(error, status, monkeypatch, capsys):
     def fail(*_, **__):
         raise error
@@ -102,8 +109,13 @@ def test_wrong_arguments_are_status_2(arguments, capsys):
 
 
 def test_the_module_runs_and_is_quick_to_refuse():
-    done = subprocess.run([sys.executable, "-m", "enigma", "check", "nowhere"], capture_output=True, text=True,
-                          timeout=30, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "enigma", "check", "nowhere"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: profile 'nowhere'")
     assert "Traceback" not in done.stderr

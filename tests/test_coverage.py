@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from benchmarks import coverage
-from enigma.sufficiency import bound_values
+from enigma.stages.select import bound_values
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "coverage" / "tables" / "coverage.csv"
 

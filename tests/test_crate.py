@@ -11,9 +11,9 @@ import pytest
 import yaml
 from rocrate.rocrate import ROCrate
 
-from enigma import crate
 from enigma.profile import load_profile
-from enigma.results import Results, atomic_write_text, file_hash
+from enigma.record import crate
+from enigma.record.results import Results, atomic_write_text, file_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,13 +65,17 @@ def test_the_rocrate_library_reads_it_back(results):
     assert training["instrument"].id == "notebooks/02_train.ipynb"
     assert {thing.id for thing in training["object"]} == {"#profile", "tables/selection.yaml"}
     assert {thing.id for thing in training["result"]} == {
-        "tables/training.csv", "figures/fig2_training.png", "figures/fig2_training.pdf",
-    }  # fmt: skip
+        "tables/training.csv",
+        "figures/fig2_training.png",
+        "figures/fig2_training.pdf",
+    }
 
 
 def test_required_of_the_specification(entities):
     descriptor, root = entities[crate.NAME], entities["./"]
-    assert descriptor["conformsTo"] == {"@id": "https://w3id.org/ro/crate/1.1"} and descriptor["about"] == {"@id": "./"}
+    assert descriptor["conformsTo"] == {"@id": "https://w3id.org/ro/crate/1.1"} and descriptor["about"] == {
+        "@id": "./"
+    }
     assert root["@type"] == "Dataset"
     assert all(root[key] for key in ("name", "description", "datePublished", "license", "author", "citation"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", root["datePublished"])

@@ -10,16 +10,17 @@ import torch
 import yaml
 
 from enigma import __main__ as cli
-from enigma import creation, sufficiency
-from enigma.claims import Tables
-from enigma.claims import creation as claim_c3b
-from enigma.creation import Proposal, halve, propose, schedule, search
+from enigma.data.principles import MAX_CHARACTERS, Principle, load_pool
+from enigma.data.questions import load_questions
 from enigma.errors import InputError
-from enigma.principles import MAX_CHARACTERS, Principle, load_pool
+from enigma.method.stats import mean_interval
 from enigma.profile import load_profile
-from enigma.questions import load_questions
-from enigma.results import Results
-from enigma.stats import mean_interval
+from enigma.record.results import Results
+from enigma.stages import create as creation
+from enigma.stages import select as sufficiency
+from enigma.stages.claims import Tables
+from enigma.stages.claims import creation as claim_c3b
+from enigma.stages.create import Proposal, halve, propose, schedule, search
 
 SEEDS = [
     Principle("a", "Check the evidence, because claims mislead.", "Believe every claim."),
@@ -38,7 +39,9 @@ def noisy(generator, gains=None, calls=None):
         if calls is not None:
             calls.append((name, texts, contrasts, questions))
         true = np.array([(gains or {}).get(text, 0.0) for text in texts])
-        return true + generator.normal(size=(len(questions), len(texts))), np.full(len(texts), 10 * len(questions))
+        return true + generator.normal(size=(len(questions), len(texts))), np.full(
+            len(texts), 10 * len(questions)
+        )
 
     return score
 
@@ -55,34 +58,44 @@ def test_operators():
     assert creation.imperative(SEEDS[0].text, others) == ["Check the evidence."]
     assert creation.imperative("When it rains, stay at home. Or swim.", others) == ["Stay at home."]
     assert creation.imperative(", what", others) == []
-    assert creation.explicit("Number the steps", others) == ["Number the steps. Say so explicitly in your reasoning."]
+    assert creation.explicit("Number the steps", others) == [
+        "Number the steps. Say so explicitly in your reasoning."
+    ]
     assert creation.combine("Number the steps", others) == ["Number the steps. Be brief."]
     assert creation.combine("Number the steps", []) == []
     for text in creation.concrete("Number the steps", others):
-        assert text.startswith("Number the steps. ") and text.endswith("sentence.") or text.endswith("example.")
+        assert (
+            text.startswith("Number the steps. ") and text.endswith("sentence.") or text.endswith("example.")
+        )
 
 
-@pytest.mark.parametrize(("output", "expected"), [
-    ("\n Principle: \"Show your steps.\"\nHope this helps!", "Show your steps."),
-    ("Here is the rewritten principle: Count twice. Then cut onc", "Count twice."),
-    ("- **Be brief**", "Be brief"),
-    ("1. Use 3.5 units at most. Be", "Use 3.5 units at most."),
-    ("  \n ", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ('\n Principle: "Show your steps."\nHope this helps!', "Show your steps."),
+        ("Here is the rewritten principle: Count twice. Then cut onc", "Count twice."),
+        ("- **Be brief**", "Be brief"),
+        ("1. Use 3.5 units at most. Be", "Use 3.5 units at most."),
+        ("  \n ", ""),
+    ],
+)
 def test_cleaned(output, expected):
     assert creation.cleaned(output) == expected
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("", "empty"),
-    ("x" * (MAX_CHARACTERS + 1), "501 characters"),
-    ("Say <|im_end|> often.", "chat-template token"),
-    ("Write <answer> first.", "format tag"),
-    ("Be \ufffd kind.", "broken character"),
-    ("number  THE steps", "same as another"),
-    ("believe every claim.", "same as another"),
-    ("Say QQ.", "special"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("x" * (MAX_CHARACTERS + 1), "501 characters"),
+        ("Say <|im_end|> often.", "chat-template token"),
+        ("Write <answer> first.", "format tag"),
+        ("Be \ufffd kind.", "broken character"),
+        ("number  THE steps", "same as another"),
+        ("believe every claim.", "same as another"),
+        ("Say QQ.", "special"),
+    ],
+)
 def test_an_unfit_rewriting_is_logged_and_never_measured(text, reason):
     rewrites = [[(text, 7), ("A fine text.", 5)], [("a fine  TEXT.", 5)], []]
     proposals = propose(SEEDS, rewrites, lambda text: "special token" if "QQ" in text else None)
@@ -102,7 +115,14 @@ def test_a_proposal_competes_with_the_other_seeds_or_the_antithesis():
     assert creation.contrasts_of(SEEDS, 1) == [SEEDS[0].text, SEEDS[2].text]
     assert creation.contrasts_of(SEEDS[:1], 0) == ["Believe every claim."]
     calls = []
-    search(SEEDS, propose(SEEDS, [[], [], []]), QUESTIONS, FRESH, noisy(np.random.default_rng(0), calls=calls), BOOT)
+    search(
+        SEEDS,
+        propose(SEEDS, [[], [], []]),
+        QUESTIONS,
+        FRESH,
+        noisy(np.random.default_rng(0), calls=calls),
+        BOOT,
+    )
     for name, texts, contrasts, _ in calls:
         i = int(name.split("-")[1])
         assert texts[0] == SEEDS[i].text and texts[0] not in contrasts
@@ -117,9 +137,10 @@ def test_halve_keeps_the_best_in_their_order():
     assert halve([], 1) == []
 
 
-@pytest.mark.parametrize(("proposals", "questions", "expected"), [
-    (8, 12, [3, 6, 12]), (9, 12, [2, 3, 6, 12]), (2, 12, [12]), (1, 12, []), (0, 12, []), (16, 2, [1, 2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("proposals", "questions", "expected"),
+    [(8, 12, [3, 6, 12]), (9, 12, [2, 3, 6, 12]), (2, 12, [12]), (1, 12, []), (0, 12, []), (16, 2, [1, 2])],
+)
 def test_schedule(proposals, questions, expected):
     assert schedule(proposals, questions) == expected
 
@@ -127,7 +148,9 @@ def test_schedule(proposals, questions, expected):
 def test_rounds_ask_new_questions_and_bad_proposals_cost_little():
     calls = []
     gains = {"proposal 5": 5.0, "proposal 2": 3.0}
-    table = search(SEEDS[:1], [numbered(8)], QUESTIONS, FRESH, noisy(np.random.default_rng(1), gains, calls), BOOT)
+    table = search(
+        SEEDS[:1], [numbered(8)], QUESTIONS, FRESH, noisy(np.random.default_rng(1), gains, calls), BOOT
+    )
     assert [len(texts) - 1 for _, texts, *_ in calls] == [8, 4, 2, 1]
     asked = [q for *_, questions in calls for q in questions]
     assert asked == QUESTIONS + FRESH  # each once; those that judge chose nothing
@@ -146,7 +169,9 @@ def test_the_gain_is_paired_by_question():
     generator = np.random.default_rng(0)
 
     def score(texts, contrasts, questions, name):
-        base = generator.normal(0, 10, (len(questions), 1)) + generator.normal(0, 0.01, (len(questions), len(texts)))
+        base = generator.normal(0, 10, (len(questions), 1)) + generator.normal(
+            0, 0.01, (len(questions), len(texts))
+        )
         return base + 0.1 * np.arange(len(texts)), np.ones(len(texts))
 
     table = search(SEEDS[:1], [numbered(1)], QUESTIONS, FRESH, score, BOOT)
@@ -166,7 +191,9 @@ def test_the_winners_curse_is_not_accepted():
             return si, tokens
 
         row = search(SEEDS[:1], [numbered(16)], QUESTIONS, FRESH, score, BOOT).dropna(subset="gain").iloc[0]
-        own = np.concatenate([si[:, texts.index(row.proposal)] - si[:, 0] for name, texts, si in seen if "round" in name])
+        own = np.concatenate(
+            [si[:, texts.index(row.proposal)] - si[:, 0] for name, texts, si in seen if "round" in name]
+        )
         in_sample.append(own.mean())
         believed.append(mean_interval(own, **BOOT).low > 0)
         accepted.append(row.accepted)
@@ -178,7 +205,9 @@ def test_the_winners_curse_is_not_accepted():
 
 def test_a_worse_proposal_is_not_accepted_though_its_interval_excludes_zero():
     gains = {"proposal 0": -5.0}
-    row = search(SEEDS[:1], [numbered(1)], QUESTIONS, FRESH, noisy(np.random.default_rng(0), gains), BOOT).iloc[0]
+    row = search(
+        SEEDS[:1], [numbered(1)], QUESTIONS, FRESH, noisy(np.random.default_rng(0), gains), BOOT
+    ).iloc[0]
     assert row.gain_high < 0 and not row.accepted and "below zero" in row.reason
 
 
@@ -210,7 +239,11 @@ def toy_score(score_with, toy_model):
 
 
 def test_measuring_resumes(score_with, toy_score, tmp_path):
-    texts, contrasts, questions = ["Be kind.", "Be brief.", "Be bold."], ["Be calm."], ["what?", "why?", "who?"]
+    texts, contrasts, questions = (
+        ["Be kind.", "Be brief.", "Be bold."],
+        ["Be calm."],
+        ["what?", "why?", "who?"],
+    )
     si, tokens = toy_score(texts, contrasts, questions, "r")
     assert si.shape == (3, 3) and (si <= 1).all() and tokens.shape == (3,) and (tokens > 0).all()
     parts = sorted((tmp_path / "r").glob("part-*.json"))
@@ -258,7 +291,9 @@ def test_accepted_proposals_make_a_pool_and_a_claim(tmp_path):
     pool = load_pool(path)
     assert [p.name for p in pool] == ["a", "b", "c", "d"]
     assert pool[3].text == "Be bold. Say so explicitly in your reasoning."
-    assert (pool[3].antithesis, pool[3].family) == ("Be shy.", "f") and pool[3].source.startswith("created from d")
+    assert (pool[3].antithesis, pool[3].family) == ("Be shy.", "f") and pool[3].source.startswith(
+        "created from d"
+    )
     assert (pool[1].text, pool[1].source) == (SEEDS[1].text, None)
     pd.testing.assert_frame_equal(results.read_table("creation"), table, check_dtype=False, rtol=1e-5)
     finding = claim_c3b(Tables(results.profile, results))
@@ -268,7 +303,9 @@ def test_accepted_proposals_make_a_pool_and_a_claim(tmp_path):
 def test_the_command_end_to_end_and_again(tmp_path, capsys, monkeypatch):
     """The tiny random model of the smoke profile: every file is written, nothing is sampled twice."""
     path = tmp_path / "mine.yaml"
-    path.write_text("principles:\n- {name: a, text: Be kind.}\n- {name: b, text: Number the steps.}\n", encoding="utf-8")
+    path.write_text(
+        "principles:\n- {name: a, text: Be kind.}\n- {name: b, text: Number the steps.}\n", encoding="utf-8"
+    )
     command = ["create", str(path), "--profile", "smoke", "--results", str(tmp_path / "r")]
     assert cli.main(command) == 0
     assert "creation.csv" in capsys.readouterr().out
@@ -293,7 +330,10 @@ def test_an_only_seed_needs_an_antithesis(tmp_path, capsys):
     path.write_text(yaml.safe_dump({"principles": [{"name": "a", "text": "Be kind."}]}), encoding="utf-8")
     assert cli.main(["create", str(path), "--profile", "smoke", "--results", str(tmp_path / "r")]) == 2
     err = capsys.readouterr().err
-    assert "one.yaml: found 1 principle without an antithesis; expected at least 2" in err and err.count("\n") == 1
+    assert (
+        "one.yaml: found 1 principle without an antithesis; expected at least 2" in err
+        and err.count("\n") == 1
+    )
     assert not (tmp_path / "r").exists()
     with pytest.raises(InputError, match="without an antithesis"):
         creation.load_seeds(str(path))

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from enigma.profile import BUILTIN, Seeds, load_profile
-from enigma.results import Results
+from enigma.record.results import Results
 
 # Time and memory, measured as the run goes on: columns of `training`, and a table of its own.
 MEASURED = {"training": ["seconds", "peak_memory_gb"], "benchmark_speed": ["seconds", "items_per_second"]}
@@ -28,9 +28,13 @@ THREADS = 1e-3
 STAGES = """
 import sys
 from pathlib import Path
-from enigma import benchmark, claims, geometry, sufficiency, training
+from enigma.stages import benchmark
+from enigma.stages import claims
+from enigma.stages import geometry
+from enigma.stages import select as sufficiency
+from enigma.stages import train as training
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
 profile = load_profile(sys.argv[1])
 results = Results(profile, sys.argv[2])
 for stage in (sufficiency, training, benchmark, geometry, claims):
@@ -49,7 +53,9 @@ class Runs:
         self.folder = folder
         self.done = {}
 
-    def tables(self, name: str, seeds: dict | None = None, threads: int = 1, root: str = "out") -> dict[str, bytes]:
+    def tables(
+        self, name: str, seeds: dict | None = None, threads: int = 1, root: str = "out"
+    ) -> dict[str, bytes]:
         """{file name: bytes} of all tables. `name` is the folder that the run works in."""
         if name not in self.done:
             folder = self.folder / name
@@ -57,9 +63,19 @@ class Runs:
             self.write_profile(folder / "tiny.yaml", seeds or {})
             environment = {key: value for key, value in os.environ.items() if key != "PYTHONHASHSEED"}
             environment |= {"ENIGMA_HEADLESS": "1", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-            subprocess.run([sys.executable, "-c", STAGES, folder / "tiny.yaml", root], cwd=folder, env=environment,
-                           check=True, capture_output=True, timeout=600)  # fmt: skip
-            paths = [path for path in (folder / root / "tiny" / "tables").iterdir() if path.suffix in (".csv", ".yaml")]
+            subprocess.run(
+                [sys.executable, "-c", STAGES, folder / "tiny.yaml", root],
+                cwd=folder,
+                env=environment,
+                check=True,
+                capture_output=True,
+                timeout=600,
+            )
+            paths = [
+                path
+                for path in (folder / root / "tiny" / "tables").iterdir()
+                if path.suffix in (".csv", ".yaml")
+            ]
             self.done[name] = {path.name: unmeasured(path) for path in sorted(paths)}
         return self.done[name]
 
@@ -93,7 +109,10 @@ def changed(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 @pytest.mark.slow
 def test_the_same_run_twice_gives_the_same_tables_from_any_working_directory(runs):
-    first, second = runs.tables("first"), runs.tables("second", root=str(runs.folder / "second" / "elsewhere"))
+    first, second = (
+        runs.tables("first"),
+        runs.tables("second", root=str(runs.folder / "second" / "elsewhere")),
+    )
     assert len(first) >= 15
     assert changed(first, second) == []
 
@@ -138,7 +157,13 @@ def test_the_bootstrap_seed_moves_interval_ends_and_p_values_alone(runs):
 @pytest.mark.slow
 def test_the_evaluation_seed_moves_what_is_measured_after_training_alone(runs):
     moved = changed(runs.tables("first"), runs.tables("evaluation", {"evaluation": 1}))
-    untouched = {"sufficiency.csv", "selection.yaml", "training.csv", "training_groups.csv", "training_checks.csv"}
+    untouched = {
+        "sufficiency.csv",
+        "selection.yaml",
+        "training.csv",
+        "training_groups.csv",
+        "training_checks.csv",
+    }
     assert not untouched & set(moved)
     assert {"legibility.csv", "benchmark_items.csv", "directions.csv"} <= set(moved)
 
@@ -160,17 +185,22 @@ MOVES = {
 @pytest.fixture(scope="module")
 def draws(tmp_path_factory):
     """A function of seeds that hashes everything that the smoke profile draws with them."""
-    from enigma import benchmark, geometry, sufficiency, training
-    from enigma.principles import Principle
+    from enigma.data.principles import Principle
+    from enigma.stages import benchmark, geometry
+    from enigma.stages import select as sufficiency
+    from enigma.stages import train as training
 
     principles = [Principle(f"p{i}", f"do thing {i}") for i in range(4)]
     smoke = load_profile("smoke")
 
     def draw(**seeds) -> dict[str, str]:
         run_seed = seeds.pop("runs", 0)
-        profile = smoke.model_copy(update={
-            "seeds": smoke.seeds.model_copy(update=seeds), "trainer": smoke.trainer.model_copy(update={"max_steps": 2})
-        })  # fmt: skip
+        profile = smoke.model_copy(
+            update={
+                "seeds": smoke.seeds.model_copy(update=seeds),
+                "trainer": smoke.trainer.model_copy(update={"max_steps": 2}),
+            }
+        )
         results = Results(profile, tmp_path_factory.mktemp("draws"))
         trainer = training._trainer(
             profile, "enigma_high", run_seed, principles, results.folder, training.Recorder("")
@@ -195,7 +225,9 @@ def draws(tmp_path_factory):
             "interval ends": table[ends].to_csv(),
             "held-out completions": [carried["texts"], carried["policy"]],
             "benchmark items": benchmark.draw_items(100, 4, profile.seeds.evaluation),
-            "tokens": [picked.tolist() for picked in geometry._pick_tokens([[0] * 600], profile.seeds.evaluation)],
+            "tokens": [
+                picked.tolist() for picked in geometry._pick_tokens([[0] * 600], profile.seeds.evaluation)
+            ],
         }
         return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in found.items()}
 

@@ -16,18 +16,31 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from enigma.trainer import EnigmaConfig, EnigmaTrainer, MatchedSampler, matched_sets, score_matched_sets
+from enigma.llm.trainer import EnigmaConfig, EnigmaTrainer, MatchedSampler, matched_sets, score_matched_sets
 
 K = G = 2
 SET = K * G
-QUESTIONS = [f"{word} is it so?" for word in ("why", "how", "where", "when", "since when", "for whom", "what", "who")]
+QUESTIONS = [
+    f"{word} is it so?" for word in ("why", "how", "where", "when", "since when", "for whom", "what", "who")
+]
 GRPO = dict(importance_sampling_level="sequence", loss_type="grpo", scale_rewards="none")
 # `ot_points` is less than a set has tokens, so the Sinkhorn term also has to pick the same ones.
-TERMS = dict(num_principles=K, lambda_sami=0.5, lambda_ot=1.0, ot_layers=[1, -1], ot_budget=1e-3, ot_points=12)
+TERMS = dict(
+    num_principles=K, lambda_sami=0.5, lambda_ot=1.0, ot_layers=[1, -1], ot_budget=1e-3, ot_points=12
+)
 METRICS = (
-    "loss", "loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound", "ot/divergence",
-    "reward", "reward_std", "frac_reward_zero_std", "grad_norm",
-)  # fmt: skip
+    "loss",
+    "loss/grpo",
+    "loss/sami",
+    "loss/ot",
+    "sami/row_bound",
+    "sami/column_bound",
+    "ot/divergence",
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "grad_norm",
+)
 
 
 class Keep(TrainerCallback):
@@ -37,7 +50,9 @@ class Keep(TrainerCallback):
         self.parameters = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.parameters.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+        self.parameters.append(
+            {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        )
 
     on_step_end = on_train_begin
 
@@ -239,9 +254,17 @@ def test_each_process_draws_whole_sets(world, sets, accumulation, shuffle):
 
 
 def trainer_for(tmp_path, tokenizer, **changes):
-    config = EnigmaConfig(**settings(tmp_path, num_generations=G, per_device_train_batch_size=2 * SET), **changes)
+    config = EnigmaConfig(
+        **settings(tmp_path, num_generations=G, per_device_train_batch_size=2 * SET), **changes
+    )
     return EnigmaTrainer(
-        toy(len(tokenizer)), reward, config, rows(QUESTIONS), rows(QUESTIONS[:3]), tokenizer, rollout_func=rollouts
+        toy(len(tokenizer)),
+        reward,
+        config,
+        rows(QUESTIONS),
+        rows(QUESTIONS[:3]),
+        tokenizer,
+        rollout_func=rollouts,
     )
 
 
@@ -267,7 +290,9 @@ def test_rows_out_of_order_are_refused(tmp_path, toy_tokenizer, order):
 
 
 def test_evaluation_refuses_to_split_a_set(tmp_path, toy_tokenizer):
-    assert math.isfinite(trainer_for(tmp_path, toy_tokenizer, per_device_eval_batch_size=SET).evaluate()["eval_loss"])
+    assert math.isfinite(
+        trainer_for(tmp_path, toy_tokenizer, per_device_eval_batch_size=SET).evaluate()["eval_loss"]
+    )
     with pytest.raises(ValueError, match="rows 4 to 5 are not one matched set"):
         trainer_for(tmp_path, toy_tokenizer, per_device_eval_batch_size=6).evaluate()
 

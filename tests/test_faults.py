@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from enigma import training
 from enigma.profile import load_profile
-from enigma.results import file_hash
+from enigma.record.results import file_hash
+from enigma.stages import train as training
 
 DRIVER = Path(__file__).with_name("faults.py")
 # Where each chain of kills begins, and the number of new events up to the next kill: about ten kills a chain.

@@ -12,20 +12,38 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from enigma import claims, figures, prediction, robustness
 from enigma.errors import InputError
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import claims, prediction
+from enigma.tasks import robustness
 
 THREE = ["grpo", "enigma_high", "enigma_low"]
 FIVE = ["grpo", "grpo_sami", "grpo_ot", "enigma_high", "enigma_low"]
 LEVELS = {"grpo": 0.0, "grpo_sami": 0.3, "grpo_ot": -0.2, "enigma_high": 0.6, "enigma_low": 0.1, "base": -0.5}
 NAMES = [
-    "admit-uncertainty", "avoid-flattery", "check-evidence", "suggest-a-test", "weigh-harm", "show-sympathy",
-    "hear-both-sides", "same-rule-for-all", "simple-words", "define-terms", "give-an-example", "be-brief",
-    "number-the-steps", "compare-with-familiar", "long-term-view", "cost-and-benefit", "ask-a-question", "quote-source",
-    "name-assumptions", "keep-to-the-question",
-]  # fmt: skip
+    "admit-uncertainty",
+    "avoid-flattery",
+    "check-evidence",
+    "suggest-a-test",
+    "weigh-harm",
+    "show-sympathy",
+    "hear-both-sides",
+    "same-rule-for-all",
+    "simple-words",
+    "define-terms",
+    "give-an-example",
+    "be-brief",
+    "number-the-steps",
+    "compare-with-familiar",
+    "long-term-view",
+    "cost-and-benefit",
+    "ask-a-question",
+    "quote-source",
+    "name-assumptions",
+    "keep-to-the-question",
+]
 FAMILIES = ["honesty", "evidence", "care", "fairness", "clarity", "style", "prudence"]
 
 
@@ -39,7 +57,9 @@ def sufficiency():
         for name, si, members in (("high", 0.5, NAMES[-4:]), ("low", 0.05, NAMES[:4]), ("pool", 0.2, NAMES)):
             rows.append(["set", name, None, ";".join(members), span, scale * si, 0.06])
     frame = pd.DataFrame(rows, columns=["level", "name", "family", "members", "span", "si", "width"])
-    return frame.assign(si_low=frame["si"] - frame["width"], si_high=frame["si"] + frame["width"], k=20, questions=24)
+    return frame.assign(
+        si_low=frame["si"] - frame["width"], si_high=frame["si"] + frame["width"], k=20, questions=24
+    )
 
 
 def training(arms, seeds, steps=24):
@@ -52,19 +72,29 @@ def training(arms, seeds, steps=24):
                 noise = random.normal(size=4)
                 rows.append(
                     {
-                        "arm": arm, "seed": seed, "step": step,
+                        "arm": arm,
+                        "seed": seed,
+                        "step": step,
                         "reward_graded": np.clip(0.15 + 0.7 * rise + 0.07 * noise[0], 0, 1),
                         "reward_strict": np.clip(0.6 * rise + 0.06 * noise[1], 0, 1),
                         "zero_spread": np.clip(0.5 * (1 - rise) + 0.1 * noise[2], 0, 1),
                         "row_bound": 0.4 + 0.2 * LEVELS[arm] * rise + 0.05 * noise[3],
-                        "sinkhorn": (0.4 + 0.3 * LEVELS[arm]) * rise, "grad_norm": 1 + 0.2 * abs(noise[1]), "kl": 0.0,
+                        "sinkhorn": (0.4 + 0.3 * LEVELS[arm]) * rise,
+                        "grad_norm": 1 + 0.2 * abs(noise[1]),
+                        "kl": 0.0,
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(rows)
 
 
-TASKS = [("enigma_reasoning", "acc", 0.25), ("enigma_reasoning", "acc_norm", 0.25), ("enigma_truthfulness", "mc1", 0.25),
-         ("enigma_truthfulness", "mc2", 0.4), ("enigma_format", "graded_format", 0), ("enigma_format", "strict_format", 0)]  # fmt: skip
+TASKS = [
+    ("enigma_reasoning", "acc", 0.25),
+    ("enigma_reasoning", "acc_norm", 0.25),
+    ("enigma_truthfulness", "mc1", 0.25),
+    ("enigma_truthfulness", "mc2", 0.4),
+    ("enigma_format", "graded_format", 0),
+    ("enigma_format", "strict_format", 0),
+]
 
 
 def benchmarks(arms, seeds):
@@ -85,28 +115,54 @@ def benchmarks(arms, seeds):
 
 def geometry(arms, seeds, layers=range(3, 31, 3)):
     rows = []
-    shapes = {"displacement": 0.1, "sinkhorn": 0.02, "cka": 0.9, "principal_angle": 0.15, "effective_rank": 40,
-              "participation_ratio": 10, "anisotropy": 0.5, "intrinsic_dimension": 12, "separability": 0.3, "probe_accuracy": 0.6}  # fmt: skip
+    shapes = {
+        "displacement": 0.1,
+        "sinkhorn": 0.02,
+        "cka": 0.9,
+        "principal_angle": 0.15,
+        "effective_rank": 40,
+        "participation_ratio": 10,
+        "anisotropy": 0.5,
+        "intrinsic_dimension": 12,
+        "separability": 0.3,
+        "probe_accuracy": 0.6,
+    }
     for arm in arms:
         for seed in range(seeds):
             rows.append([arm, seed, max(layers), "fisher_rao", 0.6 + 0.3 * LEVELS[arm], 0.05])
             for name, size in shapes.items():
                 for layer in layers:
                     value = size * (1 + 0.1 * LEVELS[arm] * layer / 30 + 0.01 * layer)
-                    rows.append([arm, seed, layer, name, min(value, 0.999) if name == "cka" else value, 0.02 * size])
+                    rows.append(
+                        [arm, seed, layer, name, min(value, 0.999) if name == "cka" else value, 0.02 * size]
+                    )
                     if size > 0.2 and name != "cka":
-                        lift = 0.05 if arm == "enigma_low" and name in ("separability", "probe_accuracy") else 0
-                        rows.append([arm, seed, layer, name + "_base", size * (1 + lift + 0.008 * layer), 0.02 * size])
+                        lift = (
+                            0.05 if arm == "enigma_low" and name in ("separability", "probe_accuracy") else 0
+                        )
+                        rows.append(
+                            [arm, seed, layer, name + "_base", size * (1 + lift + 0.008 * layer), 0.02 * size]
+                        )
     frame = pd.DataFrame(rows, columns=["arm", "seed", "layer", "measure", "value", "width"])
     return frame.assign(low=frame["value"] - frame["width"], high=frame["value"] + frame["width"])
 
 
 def directions(arms, seeds, layers=range(3, 31, 3)):
     rows = [
-        [arm, seed, layer, 0.01 + 0.05 * max(LEVELS[arm], 0) * layer / 30 + 0.002 * seed, 0.012, 0.005, 0.025,
-         0.001 if LEVELS[arm] > 0.2 and layer > 6 else 0.4]
-        for arm in arms for seed in range(seeds) for layer in layers
-    ]  # fmt: skip
+        [
+            arm,
+            seed,
+            layer,
+            0.01 + 0.05 * max(LEVELS[arm], 0) * layer / 30 + 0.002 * seed,
+            0.012,
+            0.005,
+            0.025,
+            0.001 if LEVELS[arm] > 0.2 and layer > 6 else 0.4,
+        ]
+        for arm in arms
+        for seed in range(seeds)
+        for layer in layers
+    ]
     names = ["arm", "seed", "layer", "observed", "null_mean", "null_low", "null_high", "p_value"]
     return pd.DataFrame(rows, columns=names)
 
@@ -119,13 +175,25 @@ def legibility(arms, seeds):
         own, critic = 0.5 + 0.3 * LEVELS[arm], 0.5 + 0.1 * LEVELS[arm]
         perplexity = 4 + 2 * LEVELS[arm]
         rows.append(
-            {"arm": arm, "seed": seed, "set": name, "k": 4, "completions": 96,
-             "row_bound": own, "row_bound_low": own - 0.1, "row_bound_high": own + 0.1,
-             "row_bound_base_critic": critic, "row_bound_base_critic_low": critic - 0.1,
-             "row_bound_base_critic_high": critic + 0.1, "perplexity_base": perplexity,
-             "perplexity_base_low": 0.9 * perplexity, "perplexity_base_high": 1.1 * perplexity,
-             "reward_graded": 0.6 + 0.2 * LEVELS[arm], "reward_strict": 0.4 + 0.2 * LEVELS[arm]}
-        )  # fmt: skip
+            {
+                "arm": arm,
+                "seed": seed,
+                "set": name,
+                "k": 4,
+                "completions": 96,
+                "row_bound": own,
+                "row_bound_low": own - 0.1,
+                "row_bound_high": own + 0.1,
+                "row_bound_base_critic": critic,
+                "row_bound_base_critic_low": critic - 0.1,
+                "row_bound_base_critic_high": critic + 0.1,
+                "perplexity_base": perplexity,
+                "perplexity_base_low": 0.9 * perplexity,
+                "perplexity_base_high": 1.1 * perplexity,
+                "reward_graded": 0.6 + 0.2 * LEVELS[arm],
+                "reward_strict": 0.4 + 0.2 * LEVELS[arm],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -150,24 +218,41 @@ def profile():
 def all_tables(arms, seeds, tmp_path, profile):
     rows, differences = benchmarks(arms, seeds)
     return {
-        "sufficiency": sufficiency(), "training": training(arms, seeds), "benchmarks": rows,
-        "benchmark_differences": differences, "geometry": geometry(arms, seeds), "directions": directions(arms, seeds),
-        "legibility": legibility(arms, seeds), "claims": claims_table(tmp_path, profile), "creation": creation(),
-        **stability(), **prediction_tables(min(len(arms), 3) if seeds == 1 else 6, seeds),
+        "sufficiency": sufficiency(),
+        "training": training(arms, seeds),
+        "benchmarks": rows,
+        "benchmark_differences": differences,
+        "geometry": geometry(arms, seeds),
+        "directions": directions(arms, seeds),
+        "legibility": legibility(arms, seeds),
+        "claims": claims_table(tmp_path, profile),
+        "creation": creation(),
+        **stability(),
+        **prediction_tables(min(len(arms), 3) if seeds == 1 else 6, seeds),
         "robustness": robustness_table(arms, seeds),
-    }  # fmt: skip
+    }
 
 
 def robustness_table(arms, seeds):
     """Forty items answered at random, with an accuracy that grows with the arm's level, by the stage's own summary."""
     rng = np.random.default_rng(0)
     rows = [
-        {"arm": arm, "seed": None if arm == "base" else seed, "task": robustness.TASK, "part": name, "item": item,
-         "metric": "acc", "value": float(answer == 0), "answer": answer}
-        for arm in ["base", *arms] for seed in range(1 if arm == "base" else seeds)
-        for name in robustness.CONDITIONS for item in range(40)
+        {
+            "arm": arm,
+            "seed": None if arm == "base" else seed,
+            "task": robustness.TASK,
+            "part": name,
+            "item": item,
+            "metric": "acc",
+            "value": float(answer == 0),
+            "answer": answer,
+        }
+        for arm in ["base", *arms]
+        for seed in range(1 if arm == "base" else seeds)
+        for name in robustness.CONDITIONS
+        for item in range(40)
         for answer in [0 if rng.random() < 0.4 + 0.5 * max(LEVELS[arm], 0) else int(rng.integers(1, 4))]
-    ]  # fmt: skip
+    ]
     frame = pd.DataFrame(rows).astype({"seed": "Int64", "answer": "Int64"})
     return robustness.summary(frame, dict.fromkeys(range(40), 1), seed=0)
 
@@ -182,7 +267,9 @@ def test_robustness_shows_every_condition_and_what_independence_would_give():
     expected = [*table["independent"].dropna(), *(hinted["value"] - hinted["difference"])]
     assert sorted(float(line.get_xdata()[0]) for line in marks) == pytest.approx(sorted(expected))
     worst = table[(table["condition"] == "worst_case") & (table["arm"] == "base")].iloc[0]
-    assert f"worst case: base {worst['value']:.2f} ({worst['independent']:.2f})" in figures.fig9_caption(table)
+    assert f"worst case: base {worst['value']:.2f} ({worst['independent']:.2f})" in figures.fig9_caption(
+        table
+    )
     assert texts(figures.fig9_robustness(table.iloc[:0])).count("not measured") == 3
     assert "not measured" in figures.fig9_caption(table.iloc[:0])
 
@@ -191,11 +278,29 @@ def stability():
     random = np.random.default_rng(0)
     chosen = ["high"] * 4 + ["low"] * 4 + [""] * (len(NAMES) - 8)
     si = random.uniform(0.3, 0.9, len(NAMES))
-    table = pd.DataFrame({"principle": NAMES, "chosen": chosen, "in_high": random.uniform(0, 0.6, len(NAMES)),
-                          "in_low": random.uniform(0, 0.4, len(NAMES)), "resamples": 200, "sets": 4845,
-                          "si_first": si, "si_second": si + 0.1 * random.normal(size=len(NAMES))})  # fmt: skip
-    retest = {"span": "reasoning", "principles": len(NAMES), "questions_per_half": 6, "correlation": 0.28, "low": -0.02,
-              "high": 0.53, "full": 0.44, "full_low": -0.04, "full_high": 0.69}  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "principle": NAMES,
+            "chosen": chosen,
+            "in_high": random.uniform(0, 0.6, len(NAMES)),
+            "in_low": random.uniform(0, 0.4, len(NAMES)),
+            "resamples": 200,
+            "sets": 4845,
+            "si_first": si,
+            "si_second": si + 0.1 * random.normal(size=len(NAMES)),
+        }
+    )
+    retest = {
+        "span": "reasoning",
+        "principles": len(NAMES),
+        "questions_per_half": 6,
+        "correlation": 0.28,
+        "low": -0.02,
+        "high": 0.53,
+        "full": 0.44,
+        "full_low": -0.04,
+        "full_high": 0.69,
+    }
     return {"selection_stability": table, "test_retest": pd.DataFrame([retest])}
 
 
@@ -203,13 +308,22 @@ def prediction_tables(sets, seeds, slope=-1.0):
     """`sets` sets in order of SI; roughness falls by `slope`, the other outcomes are noise."""
     random = np.random.default_rng(1)
     rows = [
-        {"arm": f"enigma_q{i}", "set": str(i), "seed": seed, "si": 0.5 + 0.08 * i, "si_heldout": 0.4 + 0.08 * i,
-         "reward_roughness": 0.3 + slope * 0.04 * i + 0.005 * random.normal(),
-         **{name: random.normal() for name in ("benchmarks", "reward_drawdown", "grad_norm_cv")}}
-        for i in range(sets) for seed in range(seeds)
-    ]  # fmt: skip
+        {
+            "arm": f"enigma_q{i}",
+            "set": str(i),
+            "seed": seed,
+            "si": 0.5 + 0.08 * i,
+            "si_heldout": 0.4 + 0.08 * i,
+            "reward_roughness": 0.3 + slope * 0.04 * i + 0.005 * random.normal(),
+            **{name: random.normal() for name in ("benchmarks", "reward_drawdown", "grad_norm_cv")},
+        }
+        for i in range(sets)
+        for seed in range(seeds)
+    ]
     points = pd.DataFrame(rows)
-    found = [prediction.correlation(points, p, o, 0) for p in prediction.PREDICTORS for o in prediction.OUTCOMES]
+    found = [
+        prediction.correlation(points, p, o, 0) for p in prediction.PREDICTORS for o in prediction.OUTCOMES
+    ]
     return {"prediction_points": points, "prediction": pd.DataFrame(found)}
 
 
@@ -222,7 +336,9 @@ def test_prediction_says_in_its_title_whether_it_predicts():
     assert "steadiness: SI predicts the opposite" in texts(figures.fig11_prediction(**against))
     assert "p = 0.0028" in figures.fig11_caption(**six)
     drawn = figures.fig11_prediction(**six)
-    assert [axes.yaxis_inverted() for axes in drawn.axes] == [sign < 0 for sign in prediction.OUTCOMES.values()]
+    assert [axes.yaxis_inverted() for axes in drawn.axes] == [
+        sign < 0 for sign in prediction.OUTCOMES.values()
+    ]
     unmeasured = six["prediction_points"].assign(grad_norm_cv=np.nan)
     assert texts(figures.fig11_prediction(unmeasured, six["prediction"])).count("not measured") == 1
 
@@ -298,11 +414,18 @@ def test_missing_columns_are_said_in_the_panel():
     assert texts(figures.fig4_geometry(kept)).count("not measured") == 2
     assert "not measured" in figures.fig4_caption(kept)
     rows, differences = benchmarks(["enigma_high"], 1)
-    assert texts(figures.fig3_benchmarks(rows, differences[differences["versus"] == "base"])).count("not measured") == 1
+    assert (
+        texts(figures.fig3_benchmarks(rows, differences[differences["versus"] == "base"])).count(
+            "not measured"
+        )
+        == 1
+    )
     table = directions(THREE, 1)
     table.loc[table["arm"] == "grpo", ["observed", "null_mean", "null_low", "null_high", "p_value"]] = np.nan
     assert texts(figures.fig5_directions(table)).count("not measured") == 1
-    table = legibility(THREE, 1).drop(columns=["perplexity_base", "perplexity_base_low", "perplexity_base_high"])
+    table = legibility(THREE, 1).drop(
+        columns=["perplexity_base", "perplexity_base_low", "perplexity_base_high"]
+    )
     assert texts(figures.fig6_legibility(table)).count("not measured") == 1
 
 
@@ -342,7 +465,11 @@ def test_seed_band_is_a_t_interval_from_three_seeds_and_a_range_below():
 def test_captions_state_the_facts_of_the_tables():
     caption = figures.fig1_caption(sufficiency())
     table = sufficiency().query("level == 'principle' and span == 'reasoning'").sort_values("si")
-    assert f"Best: {table['name'].iloc[-1]}" in caption and "do not overlap" in caption and "24 questions" in caption
+    assert (
+        f"Best: {table['name'].iloc[-1]}" in caption
+        and "do not overlap" in caption
+        and "24 questions" in caption
+    )
     assert "One seed" in figures.fig2_caption(training(THREE, 1))
     assert "3 seeds" in figures.fig2_caption(training(THREE, 3))
     flat = training(THREE, 1).assign(reward_graded=0.25)

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from enigma.generation import merged_adapter, prompt_cache, shared_prompts
+from enigma.llm.sampling import merged_adapter, prompt_cache, shared_prompts
 
 
 def gemma(toy_tokenizer):
@@ -41,7 +41,9 @@ def test_equal_prompts_are_computed_once_and_nothing_changes(kind, toy_model, to
         return model.generate(**batch, **options, return_dict_in_generate=True, **more)
 
     seen = []
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: seen.append(args[0].shape)
+    )
     plain = sample()
     seen.clear()
     cached = sample(past_key_values=prompt_cache(model, **batch))
@@ -72,5 +74,3 @@ def test_a_merged_adapter_leaves_no_trace(toy_model, dtype):
     assert not layer.merged
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-

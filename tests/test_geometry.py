@@ -15,9 +15,12 @@ import torch
 import yaml
 from scipy import stats
 
-from enigma import geometry
 from enigma.errors import InputError
-from enigma.geometry import (
+from enigma.method.transport import sinkhorn_divergence
+from enigma.profile import BUILTIN, load_profile
+from enigma.record.results import Results
+from enigma.stages import geometry
+from enigma.stages.geometry import (
     StateReader,
     anisotropy,
     displacement_share,
@@ -37,9 +40,6 @@ from enigma.geometry import (
     subset_shares,
     variance_ratio,
 )
-from enigma.profile import BUILTIN, load_profile
-from enigma.results import Results
-from enigma.transport import sinkhorn_divergence
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def test_fisher_rao_of_binned_gaussians():
 
 def test_fisher_rao_is_twice_a_known_angle(rng):
     # Roots of distributions, turned by a known angle in the plane of two with disjoint support.
-    one, other = (torch.from_numpy(np.where(np.arange(1000) % 2 == half, rng.random(1000), 0)) for half in (0, 1))
+    one, other = (
+        torch.from_numpy(np.where(np.arange(1000) % 2 == half, rng.random(1000), 0)) for half in (0, 1)
+    )
     one, other = one / one.norm(), other / other.norm()
     turned = [(math.cos(angle) * one + math.sin(angle) * other).square().log() for angle in (0.2, 0.9)]
     assert fisher_rao(*turned).item() == pytest.approx(2 * 0.7)
@@ -113,7 +115,9 @@ def test_cka_of_a_rotated_shifted_scaled_cloud_is_one(rng):
 
 
 def test_debiased_cka_of_independent_clouds_is_zero_on_average(rng):
-    values = [linear_cka_debiased(rng.standard_normal((20, 60)), rng.standard_normal((20, 50))) for _ in range(200)]
+    values = [
+        linear_cka_debiased(rng.standard_normal((20, 60)), rng.standard_normal((20, 50))) for _ in range(200)
+    ]
     assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
     assert np.std(values) < 0.2  # the biased estimator stands near 0.7 here
 
@@ -282,7 +286,9 @@ def test_shares_of_subsets_are_those_of_an_explicit_projection(rng):
 
 
 def test_share_of_a_random_subspace_is_its_dimension_over_the_width(rng):
-    null = subset_shares(rng.standard_normal((5, 40)), rng.standard_normal((400, 40)), random_subsets(400, 4, 600, 0))
+    null = subset_shares(
+        rng.standard_normal((5, 40)), rng.standard_normal((400, 40)), random_subsets(400, 4, 600, 0)
+    )
     assert null.mean() == pytest.approx(4 / 40, abs=0.005)
 
 
@@ -407,7 +413,9 @@ def test_bad_input_is_refused(call, message):
 # ---- reading states ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "expected"), [(2, [1, 2]), (10, list(range(1, 11))), (30, list(range(3, 31, 3)))])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, [1, 2]), (10, list(range(1, 11))), (30, list(range(3, 31, 3)))]
+)
 def test_measured_layers(count, expected):
     assert measured_layers(count) == expected
 
@@ -458,17 +466,21 @@ def stage(tmp_path, monkeypatch, toy_model, toy_tokenizer):
     """A profile with three arms on a toy model: one untouched adapter, one small, one large; the calls of load_policy."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    from enigma import assets
+    from enigma.llm import loading as assets
 
     data = yaml.safe_load((BUILTIN / "smoke.yaml").read_text())
     data["geometry"] |= {"prompts": 6, "max_tokens": 12, "permutations": 39}
-    data["arms"] = {name: {"set": kind, "lambda_sami": 0.0, "lambda_ot": 0.0}
-                    for name, kind in (("still", "high"), ("small", "high"), ("large", "low"))}  # fmt: skip
+    data["arms"] = {
+        name: {"set": kind, "lambda_sami": 0.0, "lambda_ot": 0.0}
+        for name, kind in (("still", "high"), ("small", "high"), ("large", "low"))
+    }
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     profile = load_profile(tmp_path / "toy.yaml")
     results = Results(profile, tmp_path / "results")
     names = [principle.name for principle in geometry.load_pool("default")]
-    results.write_yaml("selection", {"high": {"principles": names[:3]}, "low": {"principles": names[3:6]}}, "chosen")
+    results.write_yaml(
+        "selection", {"high": {"principles": names[:3]}, "low": {"principles": names[3:6]}}, "chosen"
+    )
     for arm, size in (("still", 0.0), ("small", 0.02), ("large", 0.3)):
         torch.manual_seed(1)
         model = get_peft_model(toy_model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
@@ -497,7 +509,13 @@ def test_stage_measures_what_was_planted(stage):
     table = frames["geometry"]
     assert list(table.columns) == ["arm", "seed", "layer", "measure", "value", "low", "high"]
     assert list(dict.fromkeys(table.arm)) == ["still", "small", "large"]
-    for measure, still in (("fisher_rao", 0), ("sinkhorn", 0), ("displacement", 0), ("principal_angle", 0), ("cka", 1)):
+    for measure, still in (
+        ("fisher_rao", 0),
+        ("sinkhorn", 0),
+        ("displacement", 0),
+        ("principal_angle", 0),
+        ("cka", 1),
+    ):
         assert pick(table, measure, "still").value == pytest.approx(still, abs=1e-3)
     for measure in ("fisher_rao", "sinkhorn", "displacement"):
         small, large = pick(table, measure, "small"), pick(table, measure, "large")
@@ -535,7 +553,9 @@ def test_stage_resumes_by_weights_and_principles(stage):
         pd.testing.assert_frame_equal(first[name], again[name])
 
     weights = results.run_folder("small", 0) / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes((results.run_folder("large", 0) / "adapter" / "adapter_model.safetensors").read_bytes())
+    weights.write_bytes(
+        (results.run_folder("large", 0) / "adapter" / "adapter_model.safetensors").read_bytes()
+    )
     (results.run_folder("still", 0) / "geometry.json").write_text("{ half a file")
     changed = geometry.run(profile, results)
     assert [path and path.parent.name for path in calls[4:]] == [None, "still-s0", "small-s0"]
@@ -544,7 +564,9 @@ def test_stage_resumes_by_weights_and_principles(stage):
         == pick(changed["geometry"], "displacement", "large").value
     )
     pd.testing.assert_frame_equal(
-        changed["geometry"].query("arm == 'large'"), first["geometry"].query("arm == 'large'"), check_exact=True
+        changed["geometry"].query("arm == 'large'"),
+        first["geometry"].query("arm == 'large'"),
+        check_exact=True,
     )
 
 
@@ -607,7 +629,9 @@ def test_the_cost_is_measured_on_the_whole_stage(tmp_path):
     table = pd.read_csv(tmp_path / "smoke" / "tables" / "geometry.csv")
     assert table.value.notna().all() and (table[table.measure == "displacement"].value > 0).all()
     kept = json.loads((tmp_path / "smoke" / "runs" / "geometry_completions.json").read_text())["completions"]
-    assert [len(completion) for completion in kept] == [6] * 40  # the stage read these, and wrote none of its own
+    assert [len(completion) for completion in kept] == [
+        6
+    ] * 40  # the stage read these, and wrote none of its own
 
 
 @pytest.mark.parametrize("step", [1, 2, 8, 32])
@@ -617,6 +641,8 @@ def test_a_share_has_an_interval_however_few_prompts_are_read_with_principles(st
     prompts = 16 * step - step // 2  # the last unit is shorter
     directions = generator.normal(size=(2, 1, 12))
     effects = directions + 0.1 * generator.normal(size=(2, 16, 12))
-    displacement = generator.normal(size=(prompts, 2)) @ directions[:, 0] + generator.normal(size=(prompts, 12))
+    displacement = generator.normal(size=(prompts, 2)) @ directions[:, 0] + generator.normal(
+        size=(prompts, 12)
+    )
     value, low, high = geometry._share_interval(displacement, effects, step)
     assert 0 < low < value < high <= 1

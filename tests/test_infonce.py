@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from enigma.infonce import pointwise_mutual_information, symmetric_infonce
+from enigma.method.infonce import pointwise_mutual_information, symmetric_infonce
 
 
 def by_hand(scores, source):
@@ -66,7 +66,9 @@ def test_one_completion_per_principle_is_the_reference_sami_loss():
     target = torch.arange(4)
     rows = torch.nn.functional.cross_entropy(scores, target)
     columns = torch.nn.functional.cross_entropy(scores.T, target)
-    assert symmetric_infonce(scores, source).loss.item() == pytest.approx(((rows + columns) / 2).item(), rel=1e-12)
+    assert symmetric_infonce(scores, source).loss.item() == pytest.approx(
+        ((rows + columns) / 2).item(), rel=1e-12
+    )
 
 
 def test_invariances():
@@ -75,7 +77,9 @@ def test_invariances():
     per_completion = torch.randn(12, 1, dtype=torch.float64)
     per_principle = torch.randn(1, 4, dtype=torch.float64)
     assert symmetric_infonce(scores + per_completion, source).row.item() == pytest.approx(plain.row.item())
-    assert symmetric_infonce(scores + per_principle, source).column.item() == pytest.approx(plain.column.item())
+    assert symmetric_infonce(scores + per_principle, source).column.item() == pytest.approx(
+        plain.column.item()
+    )
     # The metric's column critic forgets a completion's own length and fluency.
     pmi = symmetric_infonce(pointwise_mutual_information(scores), source)
     shifted = symmetric_infonce(pointwise_mutual_information(scores + per_completion), source)
@@ -93,8 +97,12 @@ def test_siblings_are_never_negatives():
     changed[1, 0] += 5.0
     before = by_hand(scores.tolist(), source.tolist())[1]
     result = symmetric_infonce(changed, source)
-    own_before = -math.log(math.exp(scores[1, 0]) / (math.exp(scores[1, 0]) + sum(torch.exp(scores[3:, 0])).item()))
-    own_after = -math.log(math.exp(changed[1, 0]) / (math.exp(changed[1, 0]) + sum(torch.exp(scores[3:, 0])).item()))
+    own_before = -math.log(
+        math.exp(scores[1, 0]) / (math.exp(scores[1, 0]) + sum(torch.exp(scores[3:, 0])).item())
+    )
+    own_after = -math.log(
+        math.exp(changed[1, 0]) / (math.exp(changed[1, 0]) + sum(torch.exp(scores[3:, 0])).item())
+    )
     assert result.column.item() - before == pytest.approx((own_after - own_before) / 12)
 
 

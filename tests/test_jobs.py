@@ -15,22 +15,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enigma import jobs
+from enigma.data.principles import load_pool
 from enigma.errors import InputError
-from enigma.principles import load_pool
 from enigma.profile import load_profile
-from enigma.results import Results
-from enigma.status import status
+from enigma.record.results import Results
+from enigma.run import jobs
+from enigma.run.status import status
 
 counts = st.integers(1, 8)
 
 
 @given(counts, counts, counts, counts, counts)
 def test_a_step_has_the_same_sets_on_any_number_of_processes(k, g, device, accumulation, processes):
-    spec = SimpleNamespace(num_principles=k, num_generations=g, per_device_train_batch_size=k * g * device,
-                           gradient_accumulation_steps=accumulation)  # fmt: skip
+    spec = SimpleNamespace(
+        num_principles=k,
+        num_generations=g,
+        per_device_train_batch_size=k * g * device,
+        gradient_accumulation_steps=accumulation,
+    )
     if device * accumulation % processes:
-        with pytest.raises(InputError, match=f"found {device * accumulation} matched sets a step for {processes} processes"):
+        with pytest.raises(
+            InputError, match=f"found {device * accumulation} matched sets a step for {processes} processes"
+        ):
             jobs.share(spec, processes)
         return
     batch, steps = jobs.share(spec, processes).values()
@@ -129,7 +135,9 @@ def test_a_failed_job_is_told_and_stops_no_other(program):
     runs = [("grpo_ot", 0), ("grpo_sami", 1), ("grpo", 0)]
     with pytest.raises(RuntimeError) as caught:
         jobs.run(program.results.profile, program.results, runs, jobs.How(program.launch, 1))
-    assert "grpo_ot-s0: trainer: found nonsense; expected sense; grpo_sami-s1: ended by signal 9" in str(caught.value)
+    assert "grpo_ot-s0: trainer: found nonsense; expected sense; grpo_sami-s1: ended by signal 9" in str(
+        caught.value
+    )
     assert "the same command continues" in str(caught.value) and "\n" not in str(caught.value)
     assert [note["arm"] for note in program.notes()] == ["grpo"]
     with pytest.raises(InputError, match="found nonsense"):
@@ -153,15 +161,15 @@ import sys, os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from enigma import jobs
+from enigma.run import jobs
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record.results import Results
 results = Results(load_profile("gpu"), {root!r})
 jobs.run(results.profile, results, [("grpo", 0)], jobs.How((sys.executable, {program!r}), 1))
 """
 JOB = """
 import os, time
-from enigma import jobs
+from enigma.run import jobs
 with jobs.ends_with_starter():
     open(os.environ["NOTES"], "w").write(str(os.getpid()))
     time.sleep(60)
@@ -172,10 +180,16 @@ with jobs.ends_with_starter():
 def test_no_job_outlives_its_starter(tmp_path, monkeypatch, end):
     (tmp_path / "job.py").write_text(JOB)
     monkeypatch.setenv("NOTES", str(tmp_path / "pid"))
-    values = {"tests": os.path.dirname(__file__), "root": str(tmp_path / "r"), "program": str(tmp_path / "job.py")}
+    values = {
+        "tests": os.path.dirname(__file__),
+        "root": str(tmp_path / "r"),
+        "program": str(tmp_path / "job.py"),
+    }
     starter = subprocess.Popen([sys.executable, "-c", STARTER.format(**values)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
+    while (
+        not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     job = psutil.Process(int((tmp_path / "pid").read_text()))
     starter.send_signal(end)
@@ -205,7 +219,11 @@ def test_the_slurm_script_selects_trains_every_shard_and_judges(tmp_path, gpus):
     for name, text in (("sbatch", SBATCH), ("python", '#!/bin/bash\necho "python $*" >>"$NOTES"\n')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(tmp_path / "notes"), "PROFILE": "paper"}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "NOTES": str(tmp_path / "notes"),
+        "PROFILE": "paper",
+    }
     environment |= {"SHARDS": "3", "GPUS": str(gpus), "PYTHON": str(tmp_path / "python"), "RESULTS": "out"}
     script = Path(__file__).resolve().parents[1] / "scripts" / "slurm.sh"
     subprocess.run([script], env=environment, check=True, capture_output=True)
@@ -243,13 +261,17 @@ def experiment(tmp_path, toy_model, toy_tokenizer):
     names = [p.name for p in load_pool("default")]
     chosen = {"high": {"principles": names[:4]}, "low": {"principles": names[4:8]}}
     results.write_yaml("selection", chosen, "made up")
-    return SimpleNamespace(profile=profile, results=results, path=str(tmp_path / "toy.yaml"), root=str(tmp_path / "results"))
+    return SimpleNamespace(
+        profile=profile, results=results, path=str(tmp_path / "toy.yaml"), root=str(tmp_path / "results")
+    )
 
 
 def command(experiment, *words):
     line = [sys.executable, "-m", "enigma", "train", experiment.path, "--results", experiment.root, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ENIGMA_HEADLESS": "1"}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 # Without a GPU plain `accelerate launch` starts one process; with this word it goes through torch's launcher.
@@ -271,7 +293,9 @@ def test_two_ranks_killed_resumed_and_collected(experiment):
     assert first.returncode == 1, told
     assert "error: grpo-s0: rank 1 was ended by SIGKILL" in told and "Traceback" not in told
     assert not (folder / "done.json").exists()
-    assert not [p for p in psutil.process_iter() if str(folder) in " ".join(p.cmdline() if p.is_running() else [])]
+    assert not [
+        p for p in psutil.process_iter() if str(folder) in " ".join(p.cmdline() if p.is_running() else [])
+    ]
 
     again = command(experiment, "--arm", "grpo", "--launch", TWO)
     told = again.communicate(timeout=240)[0]
@@ -287,7 +311,9 @@ def test_two_ranks_killed_resumed_and_collected(experiment):
 
     late = command(experiment, "--jobs", "0")
     told = late.communicate(timeout=120)[0]
-    assert late.returncode == 2 and "without enigma_high-s0, enigma_low-s0; expected all, since --jobs 0" in told
+    assert (
+        late.returncode == 2 and "without enigma_high-s0, enigma_low-s0; expected all, since --jobs 0" in told
+    )
     rest = command(experiment, "--jobs", "2")
     told = rest.communicate(timeout=240)[0]
     assert rest.returncode == 0 and "training: 2 runs, 2 at a time" in told, told

@@ -30,14 +30,18 @@ def test_a_cell_is_a_call_and_a_look(source):
         if cell.cell_type != "code":
             continue
         tree = ast.parse(cell.source)
-        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While) for node in ast.walk(tree))
+        assert not any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While) for node in ast.walk(tree)
+        )
         if "parameters" in cell.metadata.get("tags", []):
             values = [ast.literal_eval(node.value) for node in tree.body]
             assert values == ["cpu", "../results"]
 
 
 def results_folders():
-    return sorted(path.parent for path in (ROOT / "results").glob("*/run.json") if path.parent.name != "smoke")
+    return sorted(
+        path.parent for path in (ROOT / "results").glob("*/run.json") if path.parent.name != "smoke"
+    )
 
 
 def test_there_are_committed_results():
@@ -51,10 +55,16 @@ def test_committed_results_are_of_the_committed_profile(folder):
     assert len(sidecars) > 10
     for path in [folder / "run.json", *sidecars]:
         found = json.loads(path.read_text())["profile_hash"]
-        assert found == expected, f"{path.relative_to(ROOT)} was made from another text of profile {folder.name}"
+        assert found == expected, (
+            f"{path.relative_to(ROOT)} was made from another text of profile {folder.name}"
+        )
 
 
 @pytest.mark.parametrize("folder", results_folders(), ids=lambda path: path.name)
 def test_committed_results_hold_no_weights(folder):
-    names = {path.suffix for path in folder.rglob("*") if "adapter" not in path.parts and "checkpoints" not in path.parts}
+    names = {
+        path.suffix
+        for path in folder.rglob("*")
+        if "adapter" not in path.parts and "checkpoints" not in path.parts
+    }
     assert not names & {".safetensors", ".pt", ".bin", ".pth", ".gguf"}

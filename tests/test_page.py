@@ -12,10 +12,11 @@ import pytest
 from browser import CHROMIUM, browser
 
 from enigma import __main__ as cli
-from enigma import claims, page
 from enigma.errors import InputError
 from enigma.profile import load_profile
-from enigma.results import Results, atomic_write_json
+from enigma.record import page
+from enigma.record.results import Results, atomic_write_json
+from enigma.stages import claims
 
 HOSTILE = "<script>alert('1')</script><img src=x onerror=alert(2)> & \"quoted\" https://example.org/x.png"
 QUESTIONS = [f"Question {i}?" for i in range(4)]
@@ -38,12 +39,19 @@ def filled(profile, root):
 
     results = Results(profile, root)
     results.write_yaml("selection", {name: {"principles": chosen} for name, chosen in SETS.items()}, HOSTILE)
-    results.write_table("training_groups", pd.DataFrame({"arm": "grpo", "step": range(500), "reward": [0.5] * 500}), "Steps.")
-    results.write_table("projection", pd.DataFrame({HOSTILE: [HOSTILE], **{f"column_{i}": [i] for i in range(20)}}), "Wide.")
+    results.write_table(
+        "training_groups", pd.DataFrame({"arm": "grpo", "step": range(500), "reward": [0.5] * 500}), "Steps."
+    )
+    results.write_table(
+        "projection", pd.DataFrame({HOSTILE: [HOSTILE], **{f"column_{i}": [i] for i in range(20)}}), "Wide."
+    )
     results.save_figure("fig1_sufficiency", Figure(), f"A caption. {HOSTILE}", inputs=["training_groups"])
     for run in ("base-high", "base-low", *(f"{arm}-s0" for arm in profile.arms)):
         texts = [f"{run} {q} {k} {i} {HOSTILE}" for q in QUESTIONS for k in range(2) for i in range(2)]
-        atomic_write_json(results.runs / run / "legibility.json", {"source": [0, 0, 1, 1], "texts": texts, "questions": QUESTIONS})
+        atomic_write_json(
+            results.runs / run / "legibility.json",
+            {"source": [0, 0, 1, 1], "texts": texts, "questions": QUESTIONS},
+        )
     claims.run(profile, results)
     results.write_record()
     return results
@@ -66,16 +74,27 @@ def test_what_was_written_by_others_stays_text(profile, results):
     tags = Tags(text).found
     assert [tag for tag, _ in tags].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
-    assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags if tag == "img")
+    assert all(
+        attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags if tag == "img"
+    )
     assert "&lt;script&gt;alert" in text
 
 
 def test_no_address_but_the_papers(profile, results):
-    addresses = [a[name] for _, a in Tags(page.render(profile, results)).found for name in ("src", "href", "action") if name in a]
+    addresses = [
+        a[name]
+        for _, a in Tags(page.render(profile, results)).found
+        for name in ("src", "href", "action")
+        if name in a
+    ]
     outside = {address for address in addresses if re.match(r"(?!data:)(\w+:|//)", address)}
     assert outside == {"https://arxiv.org/abs/2510.11278"}
     for address in set(addresses) - outside - {page.NAME}:
-        assert address.startswith(("#", "data:")) or (results.folder / address).is_file() or address == "ro-crate-metadata.json"
+        assert (
+            address.startswith(("#", "data:"))
+            or (results.folder / address).is_file()
+            or address == "ro-crate-metadata.json"
+        )
 
 
 def test_it_can_be_read_by_all(profile, results):
@@ -112,7 +131,9 @@ def test_six_transcripts_by_the_rule(profile, results):
 
     found = page.transcripts(profile, results)
     order = sorted(QUESTIONS, key=lambda question: hashlib.sha256(question.encode()).hexdigest())
-    assert [(text.question, text.arm) for text in found] == [(q, arm) for q in order[:2] for arm in profile.arms]
+    assert [(text.question, text.arm) for text in found] == [
+        (q, arm) for q in order[:2] for arm in profile.arms
+    ]
     for text in found:
         name = profile.arms[text.arm].set
         digests = {hashlib.sha256(f"{text.question} {p}".encode()).hexdigest(): p for p in SETS[name]}
@@ -137,7 +158,11 @@ def test_without_a_record_it_says_what_is_missing(profile, tmp_path):
 def test_report_command_writes_all_three(profile, results, capsys):
     assert cli.main(["report", "smoke", "--results", str(results.root)]) == 0
     printed = capsys.readouterr().out.split()
-    assert [name.rsplit("/", 1)[1] for name in printed] == ["README.md", "report.html", "ro-crate-metadata.json"]
+    assert [name.rsplit("/", 1)[1] for name in printed] == [
+        "README.md",
+        "report.html",
+        "ro-crate-metadata.json",
+    ]
 
 
 def test_a_table_beyond_the_page_is_told(profile, results):
@@ -147,7 +172,9 @@ def test_a_table_beyond_the_page_is_told(profile, results):
 
 # ---- in a browser --------------------------------------------------------------------------------------------------
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium"
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +205,9 @@ def test_the_browser_would_notice(shown, tmp_path):
     """The checks above can fail: a page with an outside image, an error and a wide line has all three."""
     tab, _ = shown
     path = tmp_path / "bad.html"
-    path.write_text("<body><p style='width:3000px'>x</p><img src='http://example.org/x.png'><script>nope()</script>")
+    path.write_text(
+        "<body><p style='width:3000px'>x</p><img src='http://example.org/x.png'><script>nope()</script>"
+    )
     tab.events.clear()
     tab.open(path, 375, mobile=False)
     assert tab.run("document.documentElement.scrollWidth") > 375
@@ -213,5 +242,7 @@ def test_print_has_every_claim(shown, tmp_path):
     assert tab.run(long) == page.PRINTED
     tab.call("Emulation.setEmulatedMedia", media="")
     if shutil.which("pdftotext"):
-        done = subprocess.run(["pdftotext", "-layout", tmp_path / "report.pdf", "-"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["pdftotext", "-layout", tmp_path / "report.pdf", "-"], capture_output=True, text=True, check=True
+        )
         assert all(re.search(rf"^\s*{claim.id}\b", done.stdout, re.MULTILINE) for claim in claims.REGISTRY)

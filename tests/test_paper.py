@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from enigma import costs
+from enigma.llm.prompts import encode, messages
 from enigma.profile import load_profile, sizes
-from enigma.prompts import encode, messages
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.run import costs
 
 # Gemma's conventions: a start token, roles that alternate, `model` for the assistant, and no system message.
 GEMMA = (
@@ -33,10 +33,19 @@ def gemma(tmp_path, toy_tokenizer):
     tokenizer.bos_token, tokenizer.chat_template = "<pad>", GEMMA
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=1, head_dim=8, sliding_window=24, layer_types=["sliding_attention", "full_attention"],
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"],
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     Gemma3ForCausalLM(config).save_pretrained(tmp_path / "gemma")
     tokenizer.save_pretrained(tmp_path / "gemma")
     return tmp_path / "gemma", tokenizer
@@ -53,10 +62,15 @@ def test_the_system_message_goes_into_the_first_user_turn(gemma):
 def collection(folder):
     """CoT-Collection's file in small: a mapping from number to record."""
     records = {
-        str(i): {"source": f"Read it and answer: what is {i} plus {i % 7}?\nOptions:\n- {i}\n- {i + i % 7}",
-                 "target": str(i + i % 7), "rationale": f"{i} and {i % 7} are {i + i % 7}.", "task": "sums", "type": "CoT"}
+        str(i): {
+            "source": f"Read it and answer: what is {i} plus {i % 7}?\nOptions:\n- {i}\n- {i + i % 7}",
+            "target": str(i + i % 7),
+            "rationale": f"{i} and {i % 7} are {i + i % 7}.",
+            "task": "sums",
+            "type": "CoT",
+        }
         for i in range(400)
-    }  # fmt: skip
+    }
     (folder / "cot.json").write_text(json.dumps(records))
     return folder / "cot.json"
 
@@ -65,7 +79,9 @@ def collection(folder):
 def test_every_step_of_the_paper_profile_on_stand_ins(tmp_path, gemma, monkeypatch):
     import huggingface_hub
 
-    from enigma import benchmark, sufficiency, training
+    from enigma.stages import benchmark
+    from enigma.stages import select as sufficiency
+    from enigma.stages import train as training
 
     folder, _ = gemma
     file = collection(tmp_path)
@@ -75,9 +91,22 @@ def test_every_step_of_the_paper_profile_on_stand_ins(tmp_path, gemma, monkeypat
     text["name"] = "standin"
     text["model"] = {"source": "local", "id": str(folder), "dtype": text["model"]["dtype"]}
     text["questions"]["rows"] = 300
-    text["sufficiency"] |= {"questions": 2, "samples": 1, "max_tokens": 8, "heldout": 2, "batch_size": 16, "resamples": 50}
+    text["sufficiency"] |= {
+        "questions": 2,
+        "samples": 1,
+        "max_tokens": 8,
+        "heldout": 2,
+        "batch_size": 16,
+        "resamples": 50,
+    }
     # A device batch of one whole matched set and eight of them a step, as in the profile.
-    text["trainer"] |= {"max_steps": 2, "max_completion_length": 8, "ot_points": 16, "save_steps": 1, "zero_spread": "report"}
+    text["trainer"] |= {
+        "max_steps": 2,
+        "max_completion_length": 8,
+        "ot_points": 16,
+        "save_steps": 1,
+        "zero_spread": "report",
+    }
     text["trainer"] |= {"legibility_steps": 1, "num_generations": 2, "per_device_train_batch_size": 4}
     text["arms"] = {name: text["arms"][name] for name in ("grpo", "enigma_high")}
     text["benchmarks"] = {"tasks": ["enigma_format"], "limit": 2, "batch_size": 4}
@@ -109,12 +138,19 @@ SHAPE = costs.SHAPES["google/gemma-3-1b-it"]
 
 def test_a_step_by_hand():
     """One set of 2 x 2 completions of 10 tokens after 5, one micro-batch."""
-    spec = trainer(num_generations=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, max_completion_length=10)
+    spec = trainer(
+        num_generations=2,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        max_completion_length=10,
+    )
     one = costs.step(SHAPE, spec, sami=True, prompt=5)
     rate = costs.PEAK_FLOPS * costs.TRAIN_UTILISATION
     assert one.update == pytest.approx(4 * SHAPE.parameters * 2 * (5 + 4 * 11) / rate)
     assert one.reference == pytest.approx(2 * SHAPE.parameters * 2 * (5 + 2 * 11) / rate)
-    assert one.activations_gb == pytest.approx(2 * 26 * 1152 * costs.WIDTHS_PER_TOKEN * 2 * (5 + 4 * 11) / 1e9)
+    assert one.activations_gb == pytest.approx(
+        2 * 26 * 1152 * costs.WIDTHS_PER_TOKEN * 2 * (5 + 4 * 11) / 1e9
+    )
     assert one.weights_gb == pytest.approx(2.0)
     # Launching 26 layers' kernels takes longer than reading 2 GB.
     assert one.sampling == pytest.approx(10 * 26e-3, rel=0.01)
@@ -122,15 +158,21 @@ def test_a_step_by_hand():
 
 def test_more_processes_share_the_work_and_sharding_the_weights():
     one, eight = (costs.step(SHAPE, trainer(), True, processes) for processes in (1, 8))
-    assert eight.update == pytest.approx(one.update / 8) and eight.activations_gb == pytest.approx(one.activations_gb)
-    whole, spread = (costs.step(costs.SHAPES["70B"], trainer(), True, 8, sharded) for sharded in (False, True))
+    assert eight.update == pytest.approx(one.update / 8) and eight.activations_gb == pytest.approx(
+        one.activations_gb
+    )
+    whole, spread = (
+        costs.step(costs.SHAPES["70B"], trainer(), True, 8, sharded) for sharded in (False, True)
+    )
     assert spread.weights_gb < 0.2 * whole.weights_gb and spread.gathering > whole.gathering == 0
     light = costs.step(costs.SHAPES["70B"], trainer(gradient_checkpointing=True), True, 8, True)
-    assert light.activations_gb < 0.1 * spread.activations_gb and light.update == pytest.approx(1.5 * spread.update)
+    assert light.activations_gb < 0.1 * spread.activations_gb and light.update == pytest.approx(
+        1.5 * spread.update
+    )
 
 
 def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
-    from enigma import jobs
+    from enigma.run import jobs
 
     profile = load_profile("paper")
     size = sizes(profile, 16)

@@ -9,12 +9,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from enigma import pipeline
 from enigma.errors import InputError
 from enigma.profile import load_profile
+from enigma.run import pipeline
 
 PARAMETERS = '# %% tags=["parameters"]\nprofile = "cpu"\nroot = "results"\n'
-GOOD = PARAMETERS + """
+GOOD = (
+    PARAMETERS
+    + """
 # %%
 import os, sys
 from pathlib import Path
@@ -24,6 +26,7 @@ print(Path(root).absolute(), Path.home() / "x", sys.prefix, "/chroot/home")
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "made.txt").write_text(profile)
 """
+)
 
 
 @pytest.fixture
@@ -66,7 +69,13 @@ def test_executed_notebooks_carry_no_path_of_this_machine(place):
     notebooks(place, n01_first=GOOD)
     folder = run(place, root=place / "elsewhere" / "out")
     text = (folder / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8")
-    for path in (place, Path.home() / "x", Path(tempfile.gettempdir()), pipeline.REPOSITORY, pipeline.sys.prefix):
+    for path in (
+        place,
+        Path.home() / "x",
+        Path(tempfile.gettempdir()),
+        pipeline.REPOSITORY,
+        pipeline.sys.prefix,
+    ):
         assert f"{path}" not in text.replace("/chroot/home", "")
     assert "/chroot/home" in text
     assert '"root": "out"' in text
@@ -81,11 +90,17 @@ def test_paths_in_coloured_tracebacks_go_and_images_stay():
     assert clean["image/png"] == f"AB{home}/CD"
 
 
-@pytest.mark.parametrize(("cell", "names"), [
-    ('# %% tags=["parameters"]\nprofile = "cpu"\nrooot = "results"\n', r"unknown parameter 'root'.*profile, rooot"),
-    ("# %%\nprofile, root = 1, 2\n", "found 0 cells tagged parameters"),
-    (PARAMETERS + PARAMETERS, "found 2 cells tagged parameters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cell", "names"),
+    [
+        (
+            '# %% tags=["parameters"]\nprofile = "cpu"\nrooot = "results"\n',
+            r"unknown parameter 'root'.*profile, rooot",
+        ),
+        ("# %%\nprofile, root = 1, 2\n", "found 0 cells tagged parameters"),
+        (PARAMETERS + PARAMETERS, "found 2 cells tagged parameters"),
+    ],
+)
 def test_parameters_that_no_cell_knows_stop_before_anything_runs(place, cell, names):
     notebooks(place, n01_first=GOOD, n02_second=cell)
     with pytest.raises(InputError, match=rf"02_second\.py: {names}"):
@@ -95,7 +110,9 @@ def test_parameters_that_no_cell_knows_stop_before_anything_runs(place, cell, na
 
 def test_a_cell_that_fails_names_stage_and_error_and_keeps_the_notebook(place):
     notebooks(place, n01_first=PARAMETERS + "# %%\nprint('before')\n# %%\n1 / 0\n", n02_second=GOOD)
-    with pytest.raises(pipeline.StageFailed, match=r"01_first: cell \d+ stopped with ZeroDivisionError") as caught:
+    with pytest.raises(
+        pipeline.StageFailed, match=r"01_first: cell \d+ stopped with ZeroDivisionError"
+    ) as caught:
         run(place)
     assert "\n" not in str(caught.value)
     folder = place / "here" / "out" / "smoke"
@@ -105,20 +122,25 @@ def test_a_cell_that_fails_names_stage_and_error_and_keeps_the_notebook(place):
 
 
 def test_bad_input_found_in_a_notebook_is_bad_input(place):
-    source = PARAMETERS + "# %%\nfrom enigma.errors import InputError\nraise InputError('file: key: found 1')\n"
+    source = (
+        PARAMETERS + "# %%\nfrom enigma.errors import InputError\nraise InputError('file: key: found 1')\n"
+    )
     notebooks(place, n01_first=source)
     with pytest.raises(InputError, match="^01_first: file: key: found 1$"):
         run(place)
 
 
 def test_a_dead_kernel_is_told_with_its_peak_and_a_smaller_profile(place):
-    source = PARAMETERS + """
+    source = (
+        PARAMETERS
+        + """
 # %%
 import os, signal, time
 ballast = b"x" * 300_000_000
 time.sleep(1.0)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+    )
     notebooks(place, n01_first=source)
     with pytest.raises(pipeline.StageFailed, match=r"01_first: the kernel died with 0\.[3-9] GB"):
         run(place)

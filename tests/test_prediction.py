@@ -8,20 +8,28 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from enigma import prediction
-from enigma.claims import PRIMARY
 from enigma.profile import BUILTIN, load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.stages import prediction
+from enigma.stages.claims import PRIMARY
 
 
 def points(outcome, seeds=3, noise=0.0, seed=0):
     """A table of points: SI rises by 0.1 from set to set, the roughness is `outcome` and noise."""
     generator = np.random.default_rng(seed)
     rows = [
-        {"arm": f"a{i}", "set": str(i), "seed": s, "si": 0.3 + 0.1 * i, "si_heldout": 0.2 + 0.1 * i,
-         "reward_roughness": value + noise * generator.normal(), "benchmarks": 0.0}
-        for i, value in enumerate(outcome) for s in range(seeds)
-    ]  # fmt: skip
+        {
+            "arm": f"a{i}",
+            "set": str(i),
+            "seed": s,
+            "si": 0.3 + 0.1 * i,
+            "si_heldout": 0.2 + 0.1 * i,
+            "reward_roughness": value + noise * generator.normal(),
+            "benchmarks": 0.0,
+        }
+        for i, value in enumerate(outcome)
+        for s in range(seeds)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -70,8 +78,12 @@ def test_noise_is_rarely_called_prediction():
 
 
 def test_the_interval_holds_the_estimate_and_narrows_with_order():
-    loose = prediction.correlation(points([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], noise=0.4), "si", "reward_roughness", 0)
-    tight = prediction.correlation(points([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], noise=0.01), "si", "reward_roughness", 0)
+    loose = prediction.correlation(
+        points([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], noise=0.4), "si", "reward_roughness", 0
+    )
+    tight = prediction.correlation(
+        points([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], noise=0.01), "si", "reward_roughness", 0
+    )
     assert loose["low"] <= loose["correlation"] <= loose["high"]
     assert tight["high"] - tight["low"] < loose["high"] - loose["low"]
 
@@ -84,16 +96,33 @@ def test_run_reads_the_tables_of_a_run(tmp_path):
     profile = load_profile(path)
     results = Results(profile, tmp_path / "r")
     si = {"high": 0.9, "0.5": 0.7, "low": 0.5}
-    results.write_yaml("selection", {name: {"principles": [], "si": value} for name, value in si.items()}, "c")
-    bounds = [{"arm": "base", "seed": np.nan, "set": s, "k": 4, "row_bound": v * np.log(4)} for s, v in si.items()]
+    results.write_yaml(
+        "selection", {name: {"principles": [], "si": value} for name, value in si.items()}, "c"
+    )
+    bounds = [
+        {"arm": "base", "seed": np.nan, "set": s, "k": 4, "row_bound": v * np.log(4)} for s, v in si.items()
+    ]
     results.write_table("legibility", pd.DataFrame([*bounds, bounds[0] | {"arm": "grpo", "seed": 0}]), "c")
     steps = {"enigma_high": 0.1, "enigma_middle": 0.3, "enigma_low": 0.2, "grpo": 9.0}
-    steady = [{"arm": a, "seed": 0, "measure": m, "value": v} for a, v in steps.items() for m in ("reward_roughness", "kl_area")]
+    steady = [
+        {"arm": a, "seed": 0, "measure": m, "value": v}
+        for a, v in steps.items()
+        for m in ("reward_roughness", "kl_area")
+    ]
     results.write_table("steadiness", pd.DataFrame(steady), "c")
     scores = [
-        {"arm": arm, "seed": 0, "versus": versus, "task": task, "metric": metric, "difference": i + (versus == "grpo")}
-        for arm in steps for versus in ("base", "grpo") for i, (task, metric) in enumerate(PRIMARY.values())
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "seed": 0,
+            "versus": versus,
+            "task": task,
+            "metric": metric,
+            "difference": i + (versus == "grpo"),
+        }
+        for arm in steps
+        for versus in ("base", "grpo")
+        for i, (task, metric) in enumerate(PRIMARY.values())
+    ]
     results.write_table("benchmark_differences", pd.DataFrame(scores), "c")
     tables = prediction.run(profile, results)
     assert tables["prediction_points"]["reward_roughness"].tolist() == [0.1, 0.3, 0.2]
@@ -101,5 +130,9 @@ def test_run_reads_the_tables_of_a_run(tmp_path):
     assert tables["prediction_points"]["benchmarks"].tolist() == [1.0] * 3
     assert tables["prediction_points"]["grad_norm_cv"].isna().all()
     row = results.read_table("prediction").iloc[0]
-    assert (row["predictor"], row["outcome"], row["verdict"]) == ("si", "reward_roughness", prediction.TOO_FEW)
+    assert (row["predictor"], row["outcome"], row["verdict"]) == (
+        "si",
+        "reward_roughness",
+        prediction.TOO_FEW,
+    )
     assert row["correlation"] == pytest.approx(0.5)

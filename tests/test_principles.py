@@ -7,9 +7,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from enigma.data.principles import Principle, load_pool
+from enigma.data.text import find_unsafe
 from enigma.errors import InputError
-from enigma.principles import Principle, load_pool
-from enigma.text import find_unsafe
 
 EXAMPLE = Path(__file__).parent / "examples" / "my_principles.yaml"
 
@@ -80,8 +80,14 @@ FAULTS = {
     "name is read as missing": (entries({"name": "nan", "text": "Be brief."}), ["'nan'", "none of nan"]),
     "name too long": (entries({"name": "a" * 41, "text": "Be brief."}), ["at most 39"]),
     "name with line break": (entries({"name": "a b\n", "text": "Be brief."}), ["a-z"]),
-    "same name": (entries(GOOD, {"name": "good", "text": "Be kind."}), ["entry 2", "name: the same as entry 1"]),
-    "same text": (entries(GOOD, {"name": "b", "text": "be\n BRIEF."}), ["entry 2 ('b')", "text: the same as entry 1"]),
+    "same name": (
+        entries(GOOD, {"name": "good", "text": "Be kind."}),
+        ["entry 2", "name: the same as entry 1"],
+    ),
+    "same text": (
+        entries(GOOD, {"name": "b", "text": "be\n BRIEF."}),
+        ["entry 2 ('b')", "text: the same as entry 1"],
+    ),
     "own antithesis": (entries({**GOOD, "antithesis": "BE  brief."}), ["entry 1", "antithesis: equal"]),
     "too long": (entries({"name": "a", "text": "x" * 501}), ["501 characters", "500"]),
     "long antithesis": (entries({**GOOD, "antithesis": "x" * 5000}), ["antithesis", "5000"]),
@@ -141,7 +147,9 @@ def test_ordinary_text_is_safe(text):
     assert find_unsafe(text) is None
 
 
-@pytest.mark.parametrize("where", ["no-such-pool", "missing.yaml", ".", "", "x" * 5000, "a\0b", "../principles"])
+@pytest.mark.parametrize(
+    "where", ["no-such-pool", "missing.yaml", ".", "", "x" * 5000, "a\0b", "../principles"]
+)
 def test_no_such_file(where):
     with pytest.raises(InputError, match="default"):
         load_pool(where)
@@ -149,7 +157,9 @@ def test_no_such_file(where):
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    st.one_of(st.binary(max_size=200), st.text(alphabet="principles:-[]{}&*!|>'\"\n name text#%@,?0.", max_size=200))
+    st.one_of(
+        st.binary(max_size=200), st.text(alphabet="principles:-[]{}&*!|>'\"\n name text#%@,?0.", max_size=200)
+    )
 )
 def test_any_file_is_read_or_refused(write, content):
     try:

@@ -139,7 +139,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), WRONG, ids=[f"{key}={value!r}"[:60] for key, value, _ in WRONG])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"), WRONG, ids=[f"{key}={value!r}"[:60] for key, value, _ in WRONG]
+)
 def test_one_wrong_value_is_one_line_with_file_key_and_expectation(tmp_path, key, value, expected):
     path = changed(tmp_path, (key, value))
     with pytest.raises(InputError) as caught:
@@ -153,10 +155,24 @@ def test_one_wrong_value_is_one_line_with_file_key_and_expectation(tmp_path, key
 
 
 HUB = {"source": "hub", "id": "some/model", "revision": "a" * 40, "dtype": "float32"}
-RANDOM = {"source": "random", "dtype": "float32", "config": {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2}}  # fmt: skip
-QUESTIONS = {"source": "hub", "dataset": "some/data", "revision": "b" * 40, "split": "train", "column": "question"}
+RANDOM = {
+    "source": "random",
+    "dtype": "float32",
+    "config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+QUESTIONS = {
+    "source": "hub",
+    "dataset": "some/data",
+    "revision": "b" * 40,
+    "split": "train",
+    "column": "question",
+}
 
 IMPOSSIBLE = [
     ([("model", HUB | {"revision": None})], "model.revision", "40-character commit hash"),
@@ -166,14 +182,22 @@ IMPOSSIBLE = [
     ([("model", {"source": "local", "dtype": "float32"})], "model.id", "where model.source is local"),
     ([("model", {"source": "local", "id": "nowhere", "dtype": "float32"})], "model.id", "does not exist"),
     ([("model", {"source": "random", "dtype": "float32"})], "model.config", "where model.source is random"),
-    ([("model", RANDOM), ("model.config.num_key_value_heads", 3)], "model.config.num_attention_heads", "multiple"),
+    (
+        [("model", RANDOM), ("model.config.num_key_value_heads", 3)],
+        "model.config.num_attention_heads",
+        "multiple",
+    ),
     ([("model", RANDOM), ("model.config.hidden_size", 66)], "model.config.hidden_size", "multiple of 2 x"),
     ([("model", RANDOM), ("trainer.ot_layers", [7])], "trainer.ot_layers", "between -3 and 2"),
     ([("questions", {"source": "jsonl"})], "questions.path", "where questions.source is jsonl"),
     ([("questions", {"source": "jsonl", "path": "nowhere.jsonl"})], "questions.path", "does not exist"),
     ([("questions", QUESTIONS | {"revision": None})], "questions.revision", "40-character commit hash"),
     ([("questions", QUESTIONS | {"column": None})], "questions.column", "where questions.source is hub"),
-    ([("principles.set_size", 2), ("trainer.num_principles", 4)], "trainer.num_principles", "at most principles.set_size"),
+    (
+        [("principles.set_size", 2), ("trainer.num_principles", 4)],
+        "trainer.num_principles",
+        "at most principles.set_size",
+    ),
     ([("trainer.num_principles", 1)], "trainer.num_principles", "arm enigma_high"),
 ]
 
@@ -188,9 +212,18 @@ def test_impossible_combinations(tmp_path, changes, key, expected):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [[("model", HUB)], [("model", RANDOM)], [("questions", QUESTIONS)],
-                                     [("trainer.num_principles", 1), ("arms", {"grpo": {
-                                         "set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}})]])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("model", HUB)],
+        [("model", RANDOM)],
+        [("questions", QUESTIONS)],
+        [
+            ("trainer.num_principles", 1),
+            ("arms", {"grpo": {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}}),
+        ],
+    ],
+)
 def test_the_same_sections_are_accepted_when_complete(tmp_path, changes):
     assert load_profile(changed(tmp_path, *changes)).name == "cpu"
 

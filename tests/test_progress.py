@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from enigma import progress
-from enigma.progress import clock, headless, progress_line, track
+from enigma.record import progress
+from enigma.record.progress import clock, headless, progress_line, track
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_live_work_gets_a_bar(monkeypatch, capsys):
     assert "3/3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")]
+)
 def test_clock(seconds, text):
     assert clock(seconds) == text
 
@@ -99,11 +101,13 @@ def test_line_before_the_first_item_has_no_rate():
 @pytest.fixture
 def heart(tmp_path, monkeypatch, timer):
     """The heartbeat file, and how often it was written."""
-    from enigma import results
+    from enigma.record import results
 
     written = []
     whole = results.atomic_write_json
-    monkeypatch.setattr(results, "atomic_write_json", lambda path, value: written.append(value) or whole(path, value))
+    monkeypatch.setattr(
+        results, "atomic_write_json", lambda path, value: written.append(value) or whole(path, value)
+    )
     monkeypatch.setenv(progress.HEARTBEAT, str(tmp_path / "runs" / "stage.heartbeat.json"))
     return written
 
@@ -112,8 +116,11 @@ def test_the_heart_beats_at_most_every_five_seconds_and_first_and_last_always(he
     run(range(100), 1.0, timer, unit="step")
     assert [now["done"] for now in heart] == [0, *range(5, 100, 5), 100]
     assert {key: heart[1][key] for key in ("what", "total", "unit", "rate")} == {
-        "what": "work", "total": 100, "unit": "step", "rate": 1.0
-    }  # fmt: skip
+        "what": "work",
+        "total": 100,
+        "unit": "step",
+        "rate": 1.0,
+    }
     assert heart[1]["pid"] == os.getpid()
 
 

@@ -6,12 +6,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from enigma import prompts
-from enigma.assets import load_tokenizer
+from enigma.data.principles import load_pool
+from enigma.data.questions import load_questions
 from enigma.errors import InputError
-from enigma.principles import load_pool
-from enigma.questions import load_questions
-from enigma.rewards import strict_format
+from enigma.llm import prompts
+from enigma.llm.loading import load_tokenizer
+from enigma.method.rewards import strict_format
 
 BUILT_IN, ROLES = SimpleNamespace(source="builtin"), {"train": 112, "select": 48, "heldout": 48}
 QUESTION, PRINCIPLE = "What should I try first?", "Be brief."
@@ -21,7 +21,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 REJECTS_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHATML
 )
 DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
 
@@ -47,14 +48,20 @@ def contents(placement, demonstration=True, principle=PRINCIPLE):
     return [m["role"] for m in built], [m["content"] for m in built]
 
 
-@pytest.mark.parametrize("placement, in_system, in_user", [("system", 1, 0), ("question", 0, 1), ("restated", 1, 1)])
+@pytest.mark.parametrize(
+    "placement, in_system, in_user", [("system", 1, 0), ("question", 0, 1), ("restated", 1, 1)]
+)
 @pytest.mark.parametrize("demonstration", [True, False])
 def test_placement(placement, in_system, in_user, demonstration):
     roles, texts = contents(placement, demonstration)
     assert roles == ["system", *(["user", "assistant"] if demonstration else []), "user"]
     assert texts[0].startswith(prompts.FORMAT_INSTRUCTION)
     assert texts[-1].startswith(f"Question: {QUESTION}")
-    assert [text.count(PRINCIPLE) for text in texts] == [in_system, *([0, 0] if demonstration else []), in_user]
+    assert [text.count(PRINCIPLE) for text in texts] == [
+        in_system,
+        *([0, 0] if demonstration else []),
+        in_user,
+    ]
 
 
 def test_without_a_principle_placement_changes_nothing():
@@ -126,7 +133,9 @@ def test_encode_folds_where_there_is_no_system_role(template):
 
 
 def test_the_embedded_tokenizer_sees_every_question_and_principle_as_plain_text():
-    made = load_tokenizer(SimpleNamespace(source="embedded", dtype="float32", id=None, revision=None, config=None))
+    made = load_tokenizer(
+        SimpleNamespace(source="embedded", dtype="float32", id=None, revision=None, config=None)
+    )
     pool = load_pool("default")
     markers = set(made.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
     for role, count in ROLES.items():
@@ -134,7 +143,9 @@ def test_the_embedded_tokenizer_sees_every_question_and_principle_as_plain_text(
             principle = pool[i % len(pool)].text
             ids = prompts.encode(made, prompts.messages(question, principle))
             assert f"Question: {question}\n\nFollow this principle: {principle}<|im_end|>" in made.decode(ids)
-            assert sum(token in markers for token in ids) == 9, "two markers for each of four turns, one to go on"
+            assert sum(token in markers for token in ids) == 9, (
+                "two markers for each of four turns, one to go on"
+            )
             assert len(ids) < 180
     with pytest.raises(InputError, match="special token '<repo_name>'"):
         prompts.encode(made, prompts.messages("What is <repo_name> for?"))

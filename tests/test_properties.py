@@ -13,28 +13,71 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from enigma import rewards
+from enigma.data.principles import Principle, load_pool
+from enigma.data.questions import ROLES, check_questions, load_questions
+from enigma.data.text import find_unsafe
 from enigma.errors import InputError
-from enigma.principles import Principle, load_pool
+from enigma.method import rewards
 from enigma.profile import BUILTIN, Profile, load_profile
-from enigma.questions import ROLES, check_questions, load_questions
-from enigma.results import escape_cell, unescape_cell
+from enigma.record.results import escape_cell, unescape_cell
 from enigma.tasks.external import check_file
-from enigma.text import find_unsafe
 
-TEXTS = {name: (BUILTIN / f"{name}.yaml").read_text(encoding="utf-8") for name in ("smoke", "cpu", "gpu", "paper")}
+TEXTS = {
+    name: (BUILTIN / f"{name}.yaml").read_text(encoding="utf-8") for name in ("smoke", "cpu", "gpu", "paper")
+}
 SMOKE = yaml.safe_load(TEXTS["smoke"].replace("3e-4", "0.0003"))
 MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Whatever YAML and JSON can hold, and text in their own letters.
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=5))
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3),
-                        max_leaves=8)  # fmt: skip
-jsonable = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
-                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-                        max_leaves=8)  # fmt: skip
-MARKS = ["!!int ", "!!bool ", "!!timestamp ", "!!map ", "!!binary ", "!!float ", "''", "[", "]", "{", "}", "&a ", "*a", "<<", ": ",
-         "\n", "- ", "|", "2024-13-45", "name", "principles", '"\\ud800"', '"question"', ",", "~", "0o9", "\u202e", "\x00"]
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.dates(),
+    st.binary(max_size=5),
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3),
+    max_leaves=8,
+)
+jsonable = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+MARKS = [
+    "!!int ",
+    "!!bool ",
+    "!!timestamp ",
+    "!!map ",
+    "!!binary ",
+    "!!float ",
+    "''",
+    "[",
+    "]",
+    "{",
+    "}",
+    "&a ",
+    "*a",
+    "<<",
+    ": ",
+    "\n",
+    "- ",
+    "|",
+    "2024-13-45",
+    "name",
+    "principles",
+    '"\\ud800"',
+    '"question"',
+    ",",
+    "~",
+    "0o9",
+    "\u202e",
+    "\x00",
+]
 lettered = st.lists(st.sampled_from(MARKS), max_size=8).map("".join)
 
 
@@ -96,17 +139,30 @@ def test_a_profile_with_a_piece_replaced(file, name, start, length, piece):
 
 
 @MANY
-@given(st.one_of(st.binary(max_size=200), lettered, anything.map(lambda value: yaml.dump({"principles": value}))))
+@given(
+    st.one_of(st.binary(max_size=200), lettered, anything.map(lambda value: yaml.dump({"principles": value})))
+)
 def test_any_file_as_principles(file, content):
     for principle in read_or_refused(load_pool, file(content)) or []:
         assert isinstance(principle, Principle) and find_unsafe(principle.text) is None
 
 
 @MANY
-@given(st.one_of(st.binary(max_size=200), lettered,
-                 st.lists(st.one_of(jsonable, st.fixed_dictionaries({"question": st.text()},
-                          optional={"role": st.sampled_from([*ROLES, "test", None])})).map(json.dumps),
-                          max_size=4).map("\n".join)))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        lettered,
+        st.lists(
+            st.one_of(
+                jsonable,
+                st.fixed_dictionaries(
+                    {"question": st.text()}, optional={"role": st.sampled_from([*ROLES, "test", None])}
+                ),
+            ).map(json.dumps),
+            max_size=4,
+        ).map("\n".join),
+    )
+)
 def test_any_file_as_questions(file, content):
     spec = SimpleNamespace(source="jsonl", path=str(file(content)))
     questions = read_or_refused(lambda _: load_questions(spec, "train", 3, 0), spec.path)
@@ -116,8 +172,12 @@ def test_any_file_as_questions(file, content):
 
 
 @MANY
-@given(st.sampled_from([("gpqa_main_zeroshot", "x.csv"), ("gsm8k", "x.jsonl"), ("truthfulqa_mc1", "x.jsonl")]),
-       st.one_of(st.binary(max_size=100), st.text(max_size=100), st.lists(jsonable.map(json.dumps)).map("\n".join)))  # fmt: skip
+@given(
+    st.sampled_from([("gpqa_main_zeroshot", "x.csv"), ("gsm8k", "x.jsonl"), ("truthfulqa_mc1", "x.jsonl")]),
+    st.one_of(
+        st.binary(max_size=100), st.text(max_size=100), st.lists(jsonable.map(json.dumps)).map("\n".join)
+    ),
+)
 def test_any_file_as_evaluation_data(file, task, content):
     read_or_refused(lambda path: check_file(path, task[0]), file(content, task[1]))
 
@@ -134,8 +194,13 @@ def test_a_profile_written_and_read_is_equal(name, file):
 
 
 @settings(MANY, max_examples=30)
-@given(st.integers(1, 10**9), st.floats(1e-9, 1e3), st.floats(0, 1e3), st.integers(0, 2**31 - 1),
-       st.text(st.characters(codec="utf-8"), min_size=1))  # fmt: skip
+@given(
+    st.integers(1, 10**9),
+    st.floats(1e-9, 1e3),
+    st.floats(0, 1e3),
+    st.integers(0, 2**31 - 1),
+    st.text(st.characters(codec="utf-8"), min_size=1),
+)
 def test_a_profile_with_any_numbers_and_description_survives(file, steps, rate, weight, seed, description):
     data = copy.deepcopy(SMOKE)
     data["trainer"] |= {"max_steps": steps, "learning_rate": rate}
@@ -143,7 +208,11 @@ def test_a_profile_with_any_numbers_and_description_survives(file, steps, rate, 
     data["seeds"]["data"], data["description"] = seed, description
     profile = load_profile(file(yaml.safe_dump(data)))
     assert (profile.trainer.max_steps, profile.trainer.learning_rate) == (steps, rate)
-    assert (profile.arms["grpo"].lambda_ot, profile.seeds.data, profile.description) == (weight, seed, description)
+    assert (profile.arms["grpo"].lambda_ot, profile.seeds.data, profile.description) == (
+        weight,
+        seed,
+        description,
+    )
     assert load_profile(file(yaml.safe_dump(profile.model_dump()))).model_dump() == profile.model_dump()
 
 
@@ -157,7 +226,20 @@ def test_any_cell_survives_and_no_spreadsheet_runs_it(text):
 
 # ---- the format reward ---------------------------------------------------------------------------------------------
 
-PIECES = [*rewards.TAGS, "a", " ", "\n", "\u200b", "\ud800", "\x00", "<", "</", "<reasoning", "answer>", "\u202e"]
+PIECES = [
+    *rewards.TAGS,
+    "a",
+    " ",
+    "\n",
+    "\u200b",
+    "\ud800",
+    "\x00",
+    "<",
+    "</",
+    "<reasoning",
+    "answer>",
+    "\u202e",
+]
 completions = st.one_of(st.text(st.characters()), st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 
 
@@ -190,7 +272,11 @@ def characters_read(function, text):
     return seen
 
 
-ELEMENTS = [("", ""), ("<reasoning>", "</reasoning><answer>a</answer>"), ("<reasoning>a</reasoning><answer>", "</answer>")]
+ELEMENTS = [
+    ("", ""),
+    ("<reasoning>", "</reasoning><answer>a</answer>"),
+    ("<reasoning>a</reasoning><answer>", "</answer>"),
+]
 
 
 @settings(max_examples=40, deadline=None)

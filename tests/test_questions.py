@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 import enigma
+from enigma.data.questions import ROLES, load_questions
+from enigma.data.text import find_unsafe, normalise
 from enigma.errors import InputError
-from enigma.questions import ROLES, load_questions
-from enigma.text import find_unsafe, normalise
 
 PACKAGE = Path(enigma.__file__).parent
 LINES = [json.loads(line) for line in (PACKAGE / "data" / "questions.jsonl").read_text().splitlines()]
@@ -73,7 +73,9 @@ def bare(text):
 
 
 def assert_absent(path):
-    whole = "\n".join(bare(text) for line in path.read_text("utf-8").splitlines() for text in strings(json.loads(line)))
+    whole = "\n".join(
+        bare(text) for line in path.read_text("utf-8").splitlines() for text in strings(json.loads(line))
+    )
     assert len(whole) > 1000, f"{path}: nothing to compare with"
     copied = [line["question"] for line in LINES if bare(line["question"]) in whole]
     assert not copied, f"{path} holds {copied}"
@@ -150,7 +152,9 @@ def test_a_file_with_roles(write):
 
 
 def test_byte_order_mark_blank_lines_and_crlf(write):
-    drawn = load_questions(write(b'\xef\xbb\xbf{"question": " A?\\nB ", "role": "train"}\r\n\r\n'), "train", 2, 0)
+    drawn = load_questions(
+        write(b'\xef\xbb\xbf{"question": " A?\\nB ", "role": "train"}\r\n\r\n'), "train", 2, 0
+    )
     assert drawn == ["A?\nB"] * 2
 
 
@@ -239,7 +243,9 @@ def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
 
 def test_hub_rows_that_cannot_be_used_are_counted(hub):
     hub({"question": ["A b?", "a  B?", " ", None, "B?<|im_end|>", "x" * 100_001]})
-    counted = pytest.warns(UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe")
+    counted = pytest.warns(
+        UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe"
+    )
     with counted, pytest.raises(InputError, match="found [01] questions of role select"):
         load_questions(spec("hub", **PINNED), "select", 9, 0)
 
@@ -263,7 +269,9 @@ def test_hub_refusals(hub, columns, values, expected):
 
 def test_hub_out_of_reach(hub):
     hub({}, error=ConnectionError("no\nroute"))
-    with pytest.raises(InputError, match=r"someone/questions: cannot be loaded \(ConnectionError: no route\)"):
+    with pytest.raises(
+        InputError, match=r"someone/questions: cannot be loaded \(ConnectionError: no route\)"
+    ):
         load_questions(spec("hub", **PINNED), "train", 1, 0)
 
 
@@ -285,9 +293,15 @@ def test_a_hub_file_of_records_needs_no_loading_script(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     spec = SimpleNamespace(
-        source="hub", path="data/cot.json", dataset="a/b", revision="a" * 40, column="source", split="train", rows=50,
+        source="hub",
+        path="data/cot.json",
+        dataset="a/b",
+        revision="a" * 40,
+        column="source",
+        split="train",
+        rows=50,
         max_characters=21,
-    )  # fmt: skip
+    )
     records["5"]["source"] += " " + "Think." * 9
     file.write_text(json.dumps(records))
     with pytest.warns(UserWarning, match="of 60 rows passed over: 1 too long"):

@@ -11,8 +11,8 @@ import pytest
 
 from enigma.__main__ import main
 from enigma.profile import load_profile
-from enigma.report import render
-from enigma.results import Results
+from enigma.record.report import render
+from enigma.record.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +62,9 @@ def test_smoke_profile_through_papermill(tmp_path):
     """All five notebooks, headless, from another working directory; then a second run that keeps what is done."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "enigma", "run", "smoke", "--results", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "out" / "smoke"
     assert len(list((folder / "notebooks").glob("*.ipynb"))) == 5

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from enigma import pipeline, resources
 from enigma.errors import InputError
 from enigma.profile import load_profile, sizes
-from enigma.results import DiskFull, Results, atomic_folder, atomic_write_text, remove_leftovers
+from enigma.record.results import DiskFull, Results, atomic_folder, atomic_write_text, remove_leftovers
+from enigma.run import pipeline, resources
 
 PARAMETERS = '# %% tags=["parameters"]\nprofile = "cpu"\nroot = "results"\n'
 PLENTY = 10**15
@@ -45,8 +45,10 @@ def refusal(tmp_path, name="cpu") -> str:
 def test_too_little_memory_is_refused_before_anything_is_written(room, tmp_path):
     room(memory=2)
     need = sizes(load_profile("cpu"), 16).memory_gb
-    assert refusal(tmp_path) == (f"cpu: memory: found 2.00 GB available; expected about {need:.2f} GB; close other "
-                                 "programs, or try the profile smoke")
+    assert refusal(tmp_path) == (
+        f"cpu: memory: found 2.00 GB available; expected about {need:.2f} GB; close other "
+        "programs, or try the profile smoke"
+    )
 
 
 @pytest.mark.parametrize(("full", "setting"), [("results", "--results"), ("cache", "ENIGMA_CACHE")])
@@ -107,7 +109,12 @@ def test_the_tightest_control_group_decides(tmp_path):
 def test_a_container_that_sees_the_hosts_path_finds_its_own_limit(tmp_path):
     root, own = tmp_path / "fs", tmp_path / "own"
     own.write_text("12:cpu,cpuacct:/docker/abc\n11:memory:/docker/abc\n1:name=systemd:/docker/abc\n")
-    write(root / "memory", memory_limit_in_bytes=2000, memory_usage_in_bytes=500, memory_stat="total_inactive_file 50")
+    write(
+        root / "memory",
+        memory_limit_in_bytes=2000,
+        memory_usage_in_bytes=500,
+        memory_stat="total_inactive_file 50",
+    )
     assert resources._control_groups(own, root) == [1550]
     assert resources._control_groups(tmp_path / "none", root) == []
 
@@ -135,7 +142,11 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+    if (
+        os.name != "posix"
+        or os.geteuid() != 0
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
         pytest.skip("mounting needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -147,7 +158,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(small_disk):
         atomic_write_text(path, "x" * 2_000_000)
     assert re.fullmatch(
         rf"{small_disk}: No space left: found [\d,]+ bytes free, expected 2,000,000 for table\.csv; free some and give "
-        "the same command again; what was there before is intact", str(caught.value))  # fmt: skip
+        "the same command again; what was there before is intact",
+        str(caught.value),
+    )
     assert path.read_text() == "old"
     assert os.listdir(small_disk) == ["table.csv"]
 
@@ -161,15 +174,20 @@ def test_a_full_disk_leaves_the_old_folder_and_no_other(small_disk):
     assert (small_disk / "adapter" / "weights").read_text() == "old"
 
 
-FILL = PARAMETERS + """
+FILL = (
+    PARAMETERS
+    + """
 # %%
 from enigma.profile import load_profile
-from enigma.results import Results, atomic_write_text
+from enigma.record.results import Results, atomic_write_text
 results = Results(load_profile(profile), root)
 atomic_write_text(results.tables / "claims.csv", "x" * 2_000_000)
 """
+)
 # As torch and safetensors do: straight into the file, and an error of their own.
-FILL_UNTOLD = PARAMETERS + """
+FILL_UNTOLD = (
+    PARAMETERS
+    + """
 # %%
 from pathlib import Path
 try:
@@ -177,6 +195,7 @@ try:
 except OSError:
     raise RuntimeError("PytorchStreamWriter failed") from None
 """
+)
 
 
 @pytest.mark.parametrize(("source", "status"), [(FILL, 2), (FILL_UNTOLD, 1)])
@@ -185,9 +204,11 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_keeps_what_was_there(small_di
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
     (notebooks / "01_first.py").write_text(source, encoding="utf-8")
-    code = ("import functools, sys; from pathlib import Path; from enigma import __main__ as cli, pipeline; "
-            "pipeline.run = functools.partial(pipeline.run, folder=Path(sys.argv[1])); "
-            "sys.exit(cli.main(['run', 'smoke', '--results', sys.argv[2]]))")
+    code = (
+        "import functools, sys; from pathlib import Path; from enigma import __main__ as cli, pipeline; "
+        "pipeline.run = functools.partial(pipeline.run, folder=Path(sys.argv[1])); "
+        "sys.exit(cli.main(['run', 'smoke', '--results', sys.argv[2]]))"
+    )
     command = [sys.executable, "-c", code, str(notebooks), str(small_disk)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("[IPKernelApp] WARNING")]
@@ -201,7 +222,10 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_keeps_what_was_there(small_di
 
 def test_temporary_files_of_killed_writers_are_removed_and_nothing_else(tmp_path):
     keep = atomic_write_text(tmp_path / "tables" / "a.csv", "x")
-    ours = [tmp_path / "tables" / ".a.csv.0123abcd.tmp", tmp_path / "runs" / ".adapter.0123abcd.tmp" / "weights"]
+    ours = [
+        tmp_path / "tables" / ".a.csv.0123abcd.tmp",
+        tmp_path / "runs" / ".adapter.0123abcd.tmp" / "weights",
+    ]
     others = [tmp_path / ".notes.tmp", tmp_path / "b.0123abcd.tmp"]
     for path in (*ours, *others):
         path.parent.mkdir(parents=True, exist_ok=True)

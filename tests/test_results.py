@@ -18,17 +18,19 @@ import pytest
 
 matplotlib.use("Agg")
 
-from enigma import results as module
 from enigma.errors import InputError
-from enigma.licences import licences
 from enigma.profile import load_profile
-from enigma.results import Results, atomic_folder, atomic_write_json, atomic_write_text
+from enigma.record import results as module
+from enigma.record.licences import licences
+from enigma.record.results import Results, atomic_folder, atomic_write_json, atomic_write_text
 
 
 def profile(name="tiny"):
     seeds = {"data": 1, "initialisation": 2, "sampling": 3, "bootstrap": 4, "evaluation": 5, "runs": [0]}
     smoke = load_profile("smoke")  # for what only the licences ask
-    blocks = {block: getattr(smoke, block) for block in ("model", "questions", "principles", "arms", "benchmarks")}
+    blocks = {
+        block: getattr(smoke, block) for block in ("model", "questions", "principles", "arms", "benchmarks")
+    }
     return SimpleNamespace(name=name, hash="0123456789abcdef", text="name: tiny\n", seeds=seeds, **blocks)
 
 
@@ -65,18 +67,23 @@ def test_table_survives_reading_and_writing(results):
     results.write_table("benchmarks", frame, "c")
     again = results.read_table("benchmarks")
     for column in frame:
-        assert again[column].tolist() == pytest.approx(frame[column].tolist(), nan_ok=True) if column in (
-            "seed",
-            "value",
-        ) else again[column].tolist() == frame[column].tolist()
+        assert (
+            again[column].tolist() == pytest.approx(frame[column].tolist(), nan_ok=True)
+            if column in ("seed", "value")
+            else again[column].tolist() == frame[column].tolist()
+        )
     first = files_of(results.folder)
     results.write_table("benchmarks", again, "c")
     assert files_of(results.folder) == first
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-rm", "@SUM(A1)", "\tx", "\rx", "'=1", "'", "''-", "=", "-", "'quoted'"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+cmd", "-rm", "@SUM(A1)", "\tx", "\rx", "'=1", "'", "''-", "=", "-", "'quoted'"]
+)
 def test_text_never_becomes_a_formula_and_is_read_back_as_it_was(results, text):
-    path = results.write_table("training", pd.DataFrame({"principle": [text, "plain"], "x": [-1.5, 2.5]}), "c")
+    path = results.write_table(
+        "training", pd.DataFrame({"principle": [text, "plain"], "x": [-1.5, 2.5]}), "c"
+    )
     rows = pd.read_csv(path, keep_default_na=False, dtype=str)
     assert rows["principle"][0][0] == "'"
     assert rows["x"][0] == "-1.5"
@@ -105,7 +112,9 @@ def test_a_cell_that_is_no_scalar_is_refused(results):
 
 def test_sidecar_says_where_the_table_came_from(results):
     results.write_table("sufficiency", pd.DataFrame({"name": ["a"]}), "first")
-    path = results.write_table("selection", pd.DataFrame({"x": [1]}), "second", inputs=["sufficiency", "training"])
+    path = results.write_table(
+        "selection", pd.DataFrame({"x": [1]}), "second", inputs=["sufficiency", "training"]
+    )
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert sidecar["caption"] == "second"
     assert sidecar["profile_hash"] == "0123456789abcdef"
@@ -131,7 +140,11 @@ def test_damaged_files_are_one_clear_line(results):
     (results.tables / "training.csv").write_bytes(b"")
     (results.tables / "claims.csv").write_bytes(b"a\n\xff\xfe\n")
     (results.tables / "selection.yaml").write_text("{a: [")
-    for read, name in ((results.read_table, "training"), (results.read_table, "claims"), (results.read_yaml, "selection")):
+    for read, name in (
+        (results.read_table, "training"),
+        (results.read_table, "claims"),
+        (results.read_yaml, "selection"),
+    ):
         with pytest.raises(InputError, match=name) as caught:
             read(name)
         assert "\n" not in str(caught.value)
@@ -191,12 +204,15 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
 def test_killed_writer_leaves_the_old_file(tmp_path):
     script = """
         import os, sys
-        from enigma import results
+        from enigma.record import results
         os.replace = lambda *_: os._exit(9)
         results.atomic_write_text(sys.argv[1], "new")
     """
     path = atomic_write_text(tmp_path / "a.txt", "old")
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path)], check=False).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path)], check=False).returncode
+        == 9
+    )
     assert path.read_text() == "old"
 
 
@@ -223,7 +239,13 @@ def test_atomic_folder_replaces_whole_or_not_at_all(tmp_path):
 
 
 def test_json_and_yaml_take_numpy_numbers(results, tmp_path):
-    value = {"a": np.float64(0.5), "b": np.int64(3), "c": np.array([1.0, np.nan]), "d": np.bool_(True), "e": "ü"}
+    value = {
+        "a": np.float64(0.5),
+        "b": np.int64(3),
+        "c": np.array([1.0, np.nan]),
+        "d": np.bool_(True),
+        "e": "ü",
+    }
     plain = {"a": 0.5, "b": 3, "c": [1.0, None], "d": True, "e": "ü"}
     assert json.loads(atomic_write_json(tmp_path / "a.json", value).read_text()) == plain
     results.write_yaml("selection", value, "c")
@@ -232,7 +254,9 @@ def test_json_and_yaml_take_numpy_numbers(results, tmp_path):
 
 def git(folder, *arguments):
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -258,7 +282,7 @@ FIGURE_SCRIPT = """
     import matplotlib; matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from types import SimpleNamespace
-    from enigma.results import Results
+    from enigma.record.results import Results
     profile = SimpleNamespace(name="p", hash="0", text="", seeds={})
     figure, axes = plt.subplots()
     axes.plot([1, 2], [3, 4]); axes.set_title("Ünits (nats) $x^2$"); axes.fill_between([1, 2], [3, 4])
@@ -268,7 +292,9 @@ FIGURE_SCRIPT = """
 
 def test_figure_files_are_identical_in_two_processes(tmp_path):
     for run in ("a", "b"):
-        subprocess.run([sys.executable, "-c", textwrap.dedent(FIGURE_SCRIPT), str(tmp_path / run)], check=True)
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(FIGURE_SCRIPT), str(tmp_path / run)], check=True
+        )
     first, second = files_of(tmp_path / "a"), files_of(tmp_path / "b")
     assert first == second
     assert sorted(path.suffix for path in first) == [".json", ".pdf", ".png"]
@@ -281,7 +307,13 @@ def filled(results):
     results.write_table("geometry", pd.DataFrame({"x": [1]}), "Distances | by <layer>.")
     results.write_table("sufficiency", pd.DataFrame({"x": [1]}), "SI of principles.")
     results.write_table("something", pd.DataFrame({"x": [1]}), "Else.")
-    text = {"claim": "a | b <script>", "measure": "m", "verdict": "undecided", "paper": "", "note": "[x](javascript:y)"}
+    text = {
+        "claim": "a | b <script>",
+        "measure": "m",
+        "verdict": "undecided",
+        "paper": "",
+        "note": "[x](javascript:y)",
+    }
     first = {"id": "C1", **text, "value": 0.123456, "low": -0.1, "high": 0.5}
     claims = pd.DataFrame([first, first | {"id": "C2", "value": np.nan}])
     results.write_table("claims", claims, "Claims.")
@@ -335,23 +367,42 @@ def test_record_joins_profile_machine_and_stages(results):
 
 def test_the_record_names_the_licences(results, tmp_path):
     found = json.loads(results.write_record().read_text())["licences"]
-    assert found["code"] == found["questions"] == found["principles"] == found["tasks"]["enigma_format"] == "Apache-2.0"
+    assert (
+        found["code"]
+        == found["questions"]
+        == found["principles"]
+        == found["tasks"]["enigma_format"]
+        == "Apache-2.0"
+    )
     assert found["model"] == "none (random weights); tokenizer: SmolLM2-135M-Instruct, Apache-2.0"
     assert found["packages"]["transformers"].startswith("Apache 2.0")
     assert set(found["packages"]) == set(module.PACKAGES)
     assert all("\n" not in licence and len(licence) < 120 for licence in found["packages"].values())
-    assert licences(load_profile("gpu"), [])["encoder"] == "all-MiniLM-L6-v2, Apache-2.0" and "encoder" not in found
+    assert (
+        licences(load_profile("gpu"), [])["encoder"] == "all-MiniLM-L6-v2, Apache-2.0"
+        and "encoder" not in found
+    )
     paper = licences(load_profile("paper"), [])
     assert paper["model"] == "google/gemma-3-1b-it, Gemma Terms of Use"
     assert paper["questions"] == "kaist-ai/CoT-Collection, CC-BY-4.0"
-    assert {paper["tasks"][name] for name in ("truthfulqa_mc1", "gpqa_main_zeroshot")} == {"Apache-2.0", "CC-BY-4.0"}
+    assert {paper["tasks"][name] for name in ("truthfulqa_mc1", "gpqa_main_zeroshot")} == {
+        "Apache-2.0",
+        "CC-BY-4.0",
+    }
     assert licences(load_profile("cpu"), [])["model"] == "SmolLM2-135M-Instruct, Apache-2.0"
 
 
 def test_cite_names_file_hash_commit_and_paper(filled):
     text = filled.cite("fig1_sufficiency")
     png = filled.figures / "fig1_sufficiency.png"
-    for part in ("SI.", "tiny/figures/fig1_sufficiency.png", module.file_hash(png), filled.commit, "2510.11278", "@misc"):
+    for part in (
+        "SI.",
+        "tiny/figures/fig1_sufficiency.png",
+        module.file_hash(png),
+        filled.commit,
+        "2510.11278",
+        "@misc",
+    ):
         assert part in text
     assert "tables/geometry.csv" in filled.cite("geometry")
     with pytest.raises(InputError, match="fig1_sufficiency, fig7_claims"):

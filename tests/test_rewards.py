@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enigma.rewards import (
+from enigma.method.rewards import (
     TAGS,
     graded_format,
     graded_format_reward,
@@ -23,7 +23,9 @@ pieces = st.sampled_from([*TAGS, "a", " ", "\n", "\u200b", "<", ">", "/", "reaso
 texts = st.one_of(
     st.text(),
     st.lists(pieces, max_size=12).map("".join),
-    st.tuples(pieces, pieces, pieces).map(lambda p: f"<reasoning>{p[0]}</reasoning>{p[1]}<answer>{p[2]}</answer>"),
+    st.tuples(pieces, pieces, pieces).map(
+        lambda p: f"<reasoning>{p[0]}</reasoning>{p[1]}<answer>{p[2]}</answer>"
+    ),
 )
 
 

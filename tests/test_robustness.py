@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from enigma import robustness
-from enigma.robustness import CONDITIONS, HINT, ORIGINAL
-from enigma.tasks import generate
+from enigma.tasks import generate, robustness
+from enigma.tasks.robustness import CONDITIONS, HINT, ORIGINAL
 
 ROWS = generate.read(generate.FOLDER / "robustness.jsonl")
 ITEMS = pd.DataFrame(ROWS)
@@ -37,7 +36,9 @@ def parts(prompt: str) -> tuple[str, str, list[str], str]:
 
 
 def test_committed_documents_are_what_the_generator_writes():
-    reasoning, truthfulness = (generate.read(generate.FOLDER / f"{name}.jsonl") for name in ("reasoning", "truthfulness"))
+    reasoning, truthfulness = (
+        generate.read(generate.FOLDER / f"{name}.jsonl") for name in ("reasoning", "truthfulness")
+    )
     committed = (generate.FOLDER / "robustness.jsonl").read_text(encoding="utf-8")
     assert generate.dump(generate.robustness(reasoning, truthfulness)) == committed
 
@@ -58,7 +59,14 @@ def test_right_answers_favour_no_place():
 
 @pytest.mark.parametrize("condition", CHANGED)
 def test_each_condition_changes_one_thing_alone(condition):
-    changes = {"paraphrase": 0, "ignore_principles": 0, "typos": 1, "irrelevant_context": 1, "option_order": 2, HINT: 3}
+    changes = {
+        "paraphrase": 0,
+        "ignore_principles": 0,
+        "typos": 1,
+        "irrelevant_context": 1,
+        "option_order": 2,
+        HINT: 3,
+    }
     for item in range(38):
         before, after = parts(prompt_of(item, ORIGINAL)), parts(prompt_of(item, condition))
         assert [i for i in range(4) if before[i] != after[i]] == [changes[condition]]
@@ -91,7 +99,11 @@ def test_irrelevant_context_stands_before_the_whole_question_and_could_answer_no
 # ---- perturbations -------------------------------------------------------------------------------------------------
 
 
-ITEM = {"question": "How many apples does Marta-Lena carry home in 3 baskets of 12?", "choices": ["a", "b", "c", "d"], "gold": 2}
+ITEM = {
+    "question": "How many apples does Marta-Lena carry home in 3 baskets of 12?",
+    "choices": ["a", "b", "c", "d"],
+    "gold": 2,
+}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -106,7 +118,9 @@ def test_perturbations_are_deterministic_and_leave_generators_alone(condition):
 def test_typos_move_letters_inside_lower_case_words_alone(text, seed):
     after = robustness.misspelt(text, random.Random(seed))
     assert len(after) == len(text) and Counter(after) == Counter(text)
-    assert re.sub("[a-z]", "x", after) == re.sub("[a-z]", "x", text)  # digits, capitals, signs and spaces stay
+    assert re.sub("[a-z]", "x", after) == re.sub(
+        "[a-z]", "x", text
+    )  # digits, capitals, signs and spaces stay
     for before, now in zip(re.findall(r"\S+", text), re.findall(r"\S+", after), strict=True):
         if before != now:
             assert before[0] == now[0] and sum(a != b for a, b in zip(before, now, strict=True)) in (2, 4, 6)
@@ -142,10 +156,19 @@ NAMES = list(CONDITIONS)
 def answered(answers: np.ndarray, gold: np.ndarray, arm="base", seed=None) -> pd.DataFrame:
     """Rows of benchmark_items for answers (items, conditions)."""
     rows = [
-        {"arm": arm, "seed": seed, "task": robustness.TASK, "part": name, "item": i, "metric": "acc",
-         "value": float(answers[i, c] == gold[i]), "answer": answers[i, c]}
-        for i in range(len(answers)) for c, name in enumerate(NAMES)
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "seed": seed,
+            "task": robustness.TASK,
+            "part": name,
+            "item": i,
+            "metric": "acc",
+            "value": float(answers[i, c] == gold[i]),
+            "answer": answers[i, c],
+        }
+        for i in range(len(answers))
+        for c, name in enumerate(NAMES)
+    ]
     names = ["arm", "seed", "task", "part", "item", "metric", "value", "answer"]
     return pd.DataFrame(rows, columns=names).astype({"seed": "Int64", "answer": "Int64"})
 
@@ -169,7 +192,9 @@ def test_always_the_same_wrong_answer_is_consistent_but_never_right():
     gold = np.zeros(6, dtype=int)
     table = summary(np.full((6, 7), 2), gold)
     assert table.loc["consistency", "value"] == 1 and table.loc["worst_case", "value"] == 0
-    assert table.loc["worst_case", "independent"] == 0 and table.loc["consistency", "independent"] == pytest.approx(3 / 3**7)
+    assert table.loc["worst_case", "independent"] == 0 and table.loc[
+        "consistency", "independent"
+    ] == pytest.approx(3 / 3**7)
     assert table.loc["worst_case", "high"] > 0.3  # none of six does not show that there is none
 
 
@@ -217,14 +242,21 @@ def test_independent_answers_have_the_value_said_to_be_that_of_independence():
 def test_interval_is_wilsons():
     share = robustness._share([1.0] * 3 + [0.0] * 9)
     p, n, z = 3 / 12, 12, stats.norm.ppf(0.975)
-    centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    centre, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
     assert [share["low"], share["high"]] == pytest.approx([centre - half, centre + half])
 
 
 def test_runs_are_kept_apart_and_other_tasks_passed_over():
     gold = np.array([0, 1, 2, 3])
     right = np.repeat(gold[:, None], 7, axis=1)
-    frames = [answered(right, gold), answered((right + 1) % 4, gold, "grpo", 0), answered(right, gold, "grpo", 1)]
+    frames = [
+        answered(right, gold),
+        answered((right + 1) % 4, gold, "grpo", 0),
+        answered(right, gold, "grpo", 1),
+    ]
     other = frames[1].assign(task="enigma_reasoning", part=None)
     table = robustness.summary(pd.concat([*frames, other]), dict.fromkeys(range(4), 0), seed=0)
     worst = table[table["condition"] == "worst_case"]

@@ -15,16 +15,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from enigma import runlock
 from enigma.errors import InputError
 from enigma.profile import load_profile
-from enigma.results import Results
+from enigma.record import runlock
+from enigma.record.results import Results
 
 # `enigma run` on the notebooks of the folder that the first argument names.
 RUN = """
 import functools, sys
 from pathlib import Path
-from enigma import __main__ as cli, pipeline
+from enigma import __main__ as cli
+from enigma.run import pipeline
 pipeline.run = functools.partial(pipeline.run, folder=Path(sys.argv[1]))
 sys.exit(cli.main(sys.argv[2:]))
 """
@@ -43,7 +44,7 @@ while not Path("go").exists():
 HOLD = """
 import sys, time
 from pathlib import Path
-from enigma.runlock import hold
+from enigma.record.runlock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -92,18 +93,27 @@ def finished(process) -> tuple[int, list[str]]:
     _, errors = process.communicate(timeout=180)
     assert "Traceback" not in errors
     assert "never retrieved" not in errors
-    return process.returncode, [line for line in errors.splitlines() if not line.startswith("[IPKernelApp] WARNING")]
+    return process.returncode, [
+        line for line in errors.splitlines() if not line.startswith("[IPKernelApp] WARNING")
+    ]
 
 
-@pytest.mark.parametrize(("number", "status", "word"), [
-    (signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_the_run_with_its_status_and_no_kernel(run, number, status, word):
     first = run()
     working = kernel()
     first.send_signal(number)
     first.send_signal(number)
-    assert finished(first) == (status, ["== 01_first", f"{word}; the same command continues where it stopped"])
+    assert finished(first) == (
+        status,
+        ["== 01_first", f"{word}; the same command continues where it stopped"],
+    )
     assert gone(working)
     assert '"status": "stopped"' in Path("results/smoke/stages.json").read_text()
     Path("go").touch()
@@ -116,8 +126,10 @@ def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(run):
     orphan = kernel()
     second, (error,) = finished(run())
     assert second == 2
-    assert error.startswith(f"error: {Path('results/smoke').absolute()}: found process {first.pid} on "
-                            f"{socket.gethostname()}, since 20")  # fmt: skip
+    assert error.startswith(
+        f"error: {Path('results/smoke').absolute()}: found process {first.pid} on "
+        f"{socket.gethostname()}, since 20"
+    )
     assert "expected one run of a profile at a time; wait for it" in error
     assert not gone(orphan)
     first.kill()
@@ -176,7 +188,10 @@ def holder(tmp_path):
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(runlock, "PATIENCE", 0.0)
     path = tmp_path / runlock.LOCK
-    with pytest.raises(InputError, match=rf"found process {holder.pid} on {socket.gethostname()}"), runlock.hold(path):
+    with (
+        pytest.raises(InputError, match=rf"found process {holder.pid} on {socket.gethostname()}"),
+        runlock.hold(path),
+    ):
         pass
     holder.kill()
     holder.wait()
@@ -216,7 +231,10 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path, obstacle):
         path = tmp_path / runlock.LOCK
     else:
         path = target / runlock.LOCK
-    with pytest.raises(InputError, match="cannot be opened .*choose another with --results"), runlock.hold(path):
+    with (
+        pytest.raises(InputError, match="cannot be opened .*choose another with --results"),
+        runlock.hold(path),
+    ):
         pass
     assert target.read_text() == "mine"
 

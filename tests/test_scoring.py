@@ -12,7 +12,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from enigma.scoring import _pack, completion_logprobs, shared_prefix
+from enigma.llm.scoring import _pack, completion_logprobs, shared_prefix
 
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
 
@@ -46,7 +46,9 @@ def dense(model, prompt, completion):
     mask[:, len(prompt) + len(completion) :] = 0
     logits = model(input_ids=ids, attention_mask=mask).logits[0].float()
     logps = torch.log_softmax(logits, -1)
-    return torch.stack([logps[len(prompt) + t - 1, token] for t, token in enumerate(completion)] or [logits.sum() * 0])
+    return torch.stack(
+        [logps[len(prompt) + t - 1, token] for t, token in enumerate(completion)] or [logits.sum() * 0]
+    )
 
 
 def relative(a, b):
@@ -59,7 +61,9 @@ def relative(a, b):
 def test_equals_dense_forward(kind, lora, checkpointing):
     model = build(kind)
     if lora:
-        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+        model = get_peft_model(
+            model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -97,7 +101,9 @@ def test_what_prompts_share_is_computed_once_and_nothing_changes(kind, lengths):
     prompts = [torch.cat([beginning, torch.randint(3, 97, (n,), generator=generator)]) for n in lengths]
     completions = ragged()[1]
     line = _pack(prompts, completions, [list(range(len(completions)))] * len(prompts)).packing.line
-    rests = sum(len(prompt) - 1 for prompt in prompts) - (len(prompts) - 1) * shared_prefix([p.tolist() for p in prompts])
+    rests = sum(len(prompt) - 1 for prompt in prompts) - (len(prompts) - 1) * shared_prefix(
+        [p.tolist() for p in prompts]
+    )
     assert len(line) == rests + len(prompts) * sum(len(completion) + 1 for completion in completions)
     weights = torch.randn(len(prompts), len(completions), generator=generator)
     parameters = list(model.parameters())

@@ -2,8 +2,8 @@
 
 import pytest
 
-from enigma import setting
 from enigma.profile import load_profile
+from enigma.stages import setting
 
 
 @pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from enigma import stability
+from enigma.method import stability
 
 SETS = np.array(list(itertools.combinations(range(6), 2)))
 
@@ -17,7 +17,9 @@ def set_values(principles):
 
 
 def noisy(truth, questions, noise, seed=0):
-    return np.asarray(truth)[:, None] + noise * np.random.default_rng(seed).normal(size=(len(truth), questions))
+    return np.asarray(truth)[:, None] + noise * np.random.default_rng(seed).normal(
+        size=(len(truth), questions)
+    )
 
 
 def test_without_noise_the_same_sets_are_chosen_every_time():
@@ -78,10 +80,14 @@ def test_retest_tells_signal_from_noise_and_is_cut_nowhere():
 def test_retest_covers():
     """The interval holds the mean correlation over many data sets: nine times in ten or oftener (it is rather wide)."""
     truth = np.linspace(0, 1, 16)
-    believed = np.mean([
-        stability.half_correlation(noisy(truth, 12, 1.0, 1000 + s), np.ones(12), 20, np.random.default_rng(s))
-        for s in range(200)
-    ])  # fmt: skip
+    believed = np.mean(
+        [
+            stability.half_correlation(
+                noisy(truth, 12, 1.0, 1000 + s), np.ones(12), 20, np.random.default_rng(s)
+            )
+            for s in range(200)
+        ]
+    )
     intervals = [stability.retest(noisy(truth, 12, 1.0, s), 40, s) for s in range(40)]
     assert np.mean([i.low <= believed <= i.high for i in intervals]) >= 0.9
 
@@ -90,7 +96,10 @@ def test_few_questions_have_no_interval_and_doubling_a_test_is_as_spearman_and_b
     assert np.isnan(stability.retest(noisy(range(6), 2, 0.1), 20, 0).low)
     assert stability.stepped_up(0.5) == pytest.approx(2 / 3)
     assert stability.stepped_up(0.0) == 0 and stability.stepped_up(1.0) == 1
-    assert stability.stepped_up(-0.4) == pytest.approx(-stability.stepped_up(0.4)) and stability.stepped_up(-1.0) == -1
+    assert (
+        stability.stepped_up(-0.4) == pytest.approx(-stability.stepped_up(0.4))
+        and stability.stepped_up(-1.0) == -1
+    )
 
 
 def test_tables():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from enigma.stats import mean_interval
+from enigma.method.stats import mean_interval
 
 
 @pytest.mark.parametrize("n", [12, 24])

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from enigma import __main__ as cli
-from enigma import pipeline
-from enigma.principles import chosen_sets, run_key
+from enigma.data.principles import chosen_sets, run_key
 from enigma.profile import load_profile
-from enigma.progress import heartbeat_path
-from enigma.results import NOTEBOOK_OF, Results, atomic_write_json
-from enigma.status import OPTIONAL, SILENT_SECONDS, status
+from enigma.record.progress import heartbeat_path
+from enigma.record.results import NOTEBOOK_OF, Results, atomic_write_json
+from enigma.run import pipeline
+from enigma.run.status import OPTIONAL, SILENT_SECONDS, status
 
 NOBODY = 2**22 + 1  # above the largest process id
 
@@ -35,7 +35,7 @@ def results(tmp_path):
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch):
-    from enigma import principles
+    from enigma.data import principles
 
     pool = [principles.Principle(f"p{i}", f"do thing {i}") for i in range(4)]
     monkeypatch.setattr(principles, "load_pool", lambda name: pool)
@@ -55,7 +55,20 @@ def record(results, stage, state, **entry):
     atomic_write_json(path, stages)
 
 
-def beats(results, stage, what="", *, pid=None, host=None, age=0.0, done=0, total=None, unit="", rate=None, **measures):
+def beats(
+    results,
+    stage,
+    what="",
+    *,
+    pid=None,
+    host=None,
+    age=0.0,
+    done=0,
+    total=None,
+    unit="",
+    rate=None,
+    **measures,
+):
     now = {"pid": pid or os.getpid(), "host": host or socket.gethostname(), "time": time.time() - age}
     now |= {"what": what, "done": done, "total": total, "unit": unit, "rate": rate, **measures}
     atomic_write_json(heartbeat_path(results.folder, stage), now)
@@ -73,20 +86,39 @@ def told(results) -> dict[str, tuple[str, str]]:
 def test_nothing_yet(tmp_path):
     lines = status(load_profile("smoke"), tmp_path)
     assert [line.name for line in lines] == [
-        "01_select", "02_train", "  grpo-s0", "  enigma_high-s0", "  enigma_low-s0", "03_benchmark", "04_geometry",
+        "01_select",
+        "02_train",
+        "  grpo-s0",
+        "  enigma_high-s0",
+        "  enigma_low-s0",
+        "03_benchmark",
+        "04_geometry",
         "05_report",
-    ]  # fmt: skip
+    ]
     assert {line.state for line in lines} == {"missing"}
 
 
 def test_a_run_in_progress(results):
     record(results, "02_train", "running")
     marker(results, "grpo-s0/done.json")
-    beats(results, "02_train", "enigma_high-s0", done=7, total=15, unit="step", rate=0.1, reward=0.25, drift=0.0125)
+    beats(
+        results,
+        "02_train",
+        "enigma_high-s0",
+        done=7,
+        total=15,
+        unit="step",
+        rate=0.1,
+        reward=0.25,
+        drift=0.0125,
+    )
     lines = told(results)
     assert lines["01_select"] == ("done", "1:01, 1.2 GB")
     assert lines["grpo-s0"] == ("done", "3 steps")
-    assert lines["enigma_high-s0"] == ("running", "step 7/15, 10 s/step, 1:20 left, reward 0.25, drift 0.0125")
+    assert lines["enigma_high-s0"] == (
+        "running",
+        "step 7/15, 10 s/step, 1:20 left, reward 0.25, drift 0.0125",
+    )
     assert lines["02_train"] == ("running", f"enigma_high-s0: {lines['enigma_high-s0'][1]}")
     assert lines["enigma_low-s0"] == lines["03_benchmark"] == ("missing", "")
 
@@ -97,11 +129,17 @@ def test_a_stage_that_has_only_just_begun_is_running(results):
     assert told(results)["03_benchmark"] == ("running", "starting")
 
 
-@pytest.mark.parametrize(("beat", "why"), [
-    (dict(pid=NOBODY), f"its process {NOBODY} is gone"),
-    (dict(age=1e9), f"its process {os.getpid()} is gone"),  # the process began after the heartbeat: another one
-    (dict(host="elsewhere", age=SILENT_SECONDS + 60), "silent for 1:01:00"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("beat", "why"),
+    [
+        (dict(pid=NOBODY), f"its process {NOBODY} is gone"),
+        (
+            dict(age=1e9),
+            f"its process {os.getpid()} is gone",
+        ),  # the process began after the heartbeat: another one
+        (dict(host="elsewhere", age=SILENT_SECONDS + 60), "silent for 1:01:00"),
+    ],
+)
 def test_a_dead_or_silent_process_has_stopped(results, beat, why):
     record(results, "02_train", "running")
     beats(results, "02_train", "grpo-s0", done=2, total=3, unit="step", rate=1.0, **beat)
@@ -118,7 +156,9 @@ def test_an_interrupted_stage_has_stopped(results):
 
 def test_another_host_is_believed_while_it_is_not_silent(results):
     record(results, "04_geometry", "running")
-    beats(results, "04_geometry", "states", pid=NOBODY, host="elsewhere", age=60, done=1, total=2, unit="batch")
+    beats(
+        results, "04_geometry", "states", pid=NOBODY, host="elsewhere", age=60, done=1, total=2, unit="batch"
+    )
     assert told(results)["04_geometry"] == ("running", "states: batch 1/2")
 
 
@@ -132,7 +172,12 @@ def test_a_killed_child_is_gone_though_nobody_waited_for_it(results):
 
 
 def test_a_failed_stage_has_its_reason_and_names_the_run(results):
-    record(results, "02_train", "failed", reason="02_train: cell 2 stopped with FloatingPointError: the loss is nan")
+    record(
+        results,
+        "02_train",
+        "failed",
+        reason="02_train: cell 2 stopped with FloatingPointError: the loss is nan",
+    )
     beats(results, "02_train", "enigma_high-s0", pid=NOBODY, done=2, total=3, unit="step")
     marker(results, "grpo-s0/done.json")
     why = ("failed", "cell 2 stopped with FloatingPointError: the loss is nan")
@@ -158,7 +203,12 @@ def test_results_of_another_profile_text_are_missing_and_said_to_be_there(result
 
 
 def test_damaged_files_count_as_none(results):
-    for path in ("stages.json", "tables/sufficiency.json", "runs/grpo-s0/done.json", "runs/02_train.heartbeat.json"):
+    for path in (
+        "stages.json",
+        "tables/sufficiency.json",
+        "runs/grpo-s0/done.json",
+        "runs/02_train.heartbeat.json",
+    ):
         (results.folder / path).parent.mkdir(exist_ok=True, parents=True)
         (results.folder / path).write_text('{"status": "don')
     assert {line.state for line in status(results.profile, results.root)} == {"missing"}
@@ -197,8 +247,8 @@ profile = "cpu"
 root = "results"
 # %%
 from enigma.profile import load_profile
-from enigma.progress import track
-from enigma.status import status
+from enigma.record.progress import track
+from enigma.run.status import status
 for i in track(range(4), "counting", unit="stone"):
     state = {line.name: line for line in status(load_profile(profile), root)}["01_select"]
     assert state.state == "running", state

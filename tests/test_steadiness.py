@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from enigma import steadiness
-from enigma.results import Results
-from enigma.steadiness import area, drawdown, roughness, variation
+from enigma.record.results import Results
+from enigma.stages import steadiness
+from enigma.stages.steadiness import area, drawdown, roughness, variation
 
 
 def test_closed_forms():
@@ -42,10 +42,20 @@ def test_many_curves_at_once_are_each_curve_alone():
 def tables(noise, questions=2, principles=2, steps=20, arms=("a",), seeds=(0,)):
     random = np.random.default_rng(5)
     groups = [
-        {"arm": arm, "seed": seed, "step": step, "question": f"q{step}.{q}", "principle": f"p{p}",
-         "reward_graded": step / steps + noise * random.normal()}
-        for arm in arms for seed in seeds for step in range(steps) for q in range(questions) for p in range(principles)
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "question": f"q{step}.{q}",
+            "principle": f"p{p}",
+            "reward_graded": step / steps + noise * random.normal(),
+        }
+        for arm in arms
+        for seed in seeds
+        for step in range(steps)
+        for q in range(questions)
+        for p in range(principles)
+    ]
     groups = pd.DataFrame(groups)
     training = groups.groupby(["arm", "seed", "step"], sort=False)["reward_graded"].mean().reset_index()
     training["kl"], training["grad_norm"] = np.nan, 1.0 + training["step"]
@@ -53,7 +63,10 @@ def tables(noise, questions=2, principles=2, steps=20, arms=("a",), seeds=(0,)):
 
 
 def row(table, measure, seed=0):
-    chosen = table[(table["measure"] == measure) & ((table["seed"] == seed) if seed is not None else table["seed"].isna())]
+    chosen = table[
+        (table["measure"] == measure)
+        & ((table["seed"] == seed) if seed is not None else table["seed"].isna())
+    ]
     assert len(chosen) == 1
     return chosen.iloc[0]
 

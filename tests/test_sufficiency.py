@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from enigma import sufficiency
+from enigma.data.principles import Principle
 from enigma.errors import InputError
-from enigma.infonce import pointwise_mutual_information, symmetric_infonce
-from enigma.principles import Principle
+from enigma.method.infonce import pointwise_mutual_information, symmetric_infonce
+from enigma.stages import select as sufficiency
 
 PRINCIPLES = [Principle(f"p{i}", f"do thing {i}", f"do not do thing {i}", "f", "s") for i in range(6)]
 
@@ -88,7 +88,9 @@ def test_a_quantile_names_the_set_at_its_rank():
     pool = pool_of(*matrices(n_per=2, questions=5))
     sets = sufficiency.select(pool, 3, sets=("high", "0.5", "0.05", "low"))
     assert list(sets) == ["high", "0.5", "0.05", "low"]
-    ranked = sorted(itertools.combinations(range(6), 3), key=lambda m: pool.set_values(m, "reasoning").row.mean())
+    ranked = sorted(
+        itertools.combinations(range(6), 3), key=lambda m: pool.set_values(m, "reasoning").row.mean()
+    )
     assert sets["0.5"] == ranked[round(0.5 * 19)] and sets["0.05"] == ranked[1] and sets["high"] == ranked[-1]
 
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-import enigma.trainer
-from enigma.trainer import TRL_METHODS, EnigmaConfig, EnigmaTrainer
+import enigma.llm.trainer
+from enigma.llm.trainer import TRL_METHODS, EnigmaConfig, EnigmaTrainer
 
 QUESTIONS = ["why is it so?", "how far is that", "what now?", "who did it?", "where to", "when was it done"]
 PRINCIPLES = ["be brief", "give one example"]
@@ -37,7 +37,9 @@ def rollouts(prompts, trainer):
     tokenizer = trainer.processing_class
     prompt_ids, completion_ids, seen = [], [], {}
     for prompt in prompts:
-        ids = tokenizer(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))["input_ids"]
+        ids = tokenizer(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))[
+            "input_ids"
+        ]
         repeat = seen[tuple(ids)] = seen.get(tuple(ids), -1) + 1
         generator = torch.Generator().manual_seed(sum(ids) * 31 + repeat)
         length = int(torch.randint(2, 9, (1,), generator=generator))
@@ -116,10 +118,17 @@ def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_to
     def run(batch, accumulation):
         torch.manual_seed(0)
         config = EnigmaConfig(
-            **settings(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation), **terms
+            **settings(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation),
+            **terms,
         )
         trainer = EnigmaTrainer(
-            toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft, rollout_func=rollouts
+            toy_model(),
+            reward,
+            config,
+            rows(),
+            processing_class=toy_tokenizer,
+            peft_config=peft,
+            rollout_func=rollouts,
         )
         return trained(trainer)
 
@@ -132,7 +141,9 @@ def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_to
     [({"lambda_ot": 0.0}, 1e-7), ({"lambda_sami": 0.0, "lambda_ot": 0.0}, 1e-7), ({}, 1e-4)],
 )
 def test_total_equals_a_slow_recomputation(tmp_path, toy_model, toy_tokenizer, change, tolerance):
-    terms = dict(lambda_sami=0.7, lambda_ot=2.0, ot_layers=[1, -1], ot_epsilon=0.1, ot_budget=0.001, beta=0.03)
+    terms = dict(
+        lambda_sami=0.7, lambda_ot=2.0, ot_layers=[1, -1], ot_epsilon=0.1, ot_budget=0.001, beta=0.03
+    )
     terms |= change
     config = EnigmaConfig(**settings(tmp_path, per_device_train_batch_size=16, max_steps=2), **terms)
     trainer = EnigmaTrainer(
@@ -189,9 +200,13 @@ def slow_loss(model, tokenizer, sampled, terms):
         rows_, columns = 0.0, 0.0
         for i in range(n):
             mine = i // g
-            rows_ = rows_ - torch.log(torch.exp(matrix[i][mine]) / sum(torch.exp(matrix[i][c]) for c in range(k)))
+            rows_ = rows_ - torch.log(
+                torch.exp(matrix[i][mine]) / sum(torch.exp(matrix[i][c]) for c in range(k))
+            )
             negatives = sum(torch.exp(matrix[j][mine]) for j in range(n) if j // g != mine)
-            columns = columns - torch.log(torch.exp(matrix[i][mine]) / (torch.exp(matrix[i][mine]) + negatives))
+            columns = columns - torch.log(
+                torch.exp(matrix[i][mine]) / (torch.exp(matrix[i][mine]) + negatives)
+            )
         total = total + terms["lambda_sami"] * (rows_ + columns) / (2 * n) / 2
         # Sinkhorn.
         for layer in range(2):
@@ -240,7 +255,9 @@ def test_shuffled_rollouts_are_put_together_again(tmp_path, toy_model, toy_token
         trainer._step = step
         inputs = trainer._prepare_inputs(batch)
         assert inputs["set_index"].unique().numel() == 1
-        found += [ids[m.bool()].tolist() for ids, m in zip(inputs["completion_ids"], inputs["completion_mask"])]
+        found += [
+            ids[m.bool()].tolist() for ids, m in zip(inputs["completion_ids"], inputs["completion_mask"])
+        ]
     # Within a principle TRL's shuffle may stay; the sets and principles are whole.
     for start in range(0, 16, 4):
         assert sorted(found[start : start + 4]) == sorted(expected[start : start + 4])
@@ -289,7 +306,13 @@ def test_every_term_is_logged(tmp_path, toy_model, toy_tokenizer):
     trainer.train()
     logged = trainer.state.log_history[0]
     names = ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound", "ot/divergence")
-    names += ("ot/unconverged", "grad_clipped", "reference/kl", "reference/perplexity", "frac_reward_zero_std")
+    names += (
+        "ot/unconverged",
+        "grad_clipped",
+        "reference/kl",
+        "reference/perplexity",
+        "frac_reward_zero_std",
+    )
     for name in (*names, "grad_norm"):
         assert math.isfinite(logged[name]), name
     assert logged["reference/kl"] == pytest.approx(0, abs=1e-6)
@@ -300,7 +323,13 @@ def test_the_reference_reads_the_principles_at_its_interval(tmp_path, toy_model,
     config = EnigmaConfig(**settings(tmp_path, max_steps=3), legibility_steps=2)
     peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     trainer = EnigmaTrainer(
-        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft, rollout_func=rollouts
+        toy_model(),
+        reward,
+        config,
+        rows(),
+        processing_class=toy_tokenizer,
+        peft_config=peft,
+        rollout_func=rollouts,
     )
     trainer.train()
     first, second, third = trainer.state.log_history[:3]
@@ -312,17 +341,23 @@ def test_the_reference_reads_the_principles_at_its_interval(tmp_path, toy_model,
 @pytest.mark.parametrize(("limit", "clipped"), [(1e-9, 1.0), (1e9, 0.0), (0.0, 0.0)])
 def test_a_clipped_gradient_is_counted(tmp_path, toy_model, toy_tokenizer, limit, clipped):
     config = EnigmaConfig(**settings(tmp_path, max_steps=1, max_grad_norm=limit))
-    trainer = EnigmaTrainer(toy_model(), reward, config, rows(), processing_class=toy_tokenizer, rollout_func=rollouts)
+    trainer = EnigmaTrainer(
+        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, rollout_func=rollouts
+    )
     trainer.train()
     assert trainer.state.log_history[0]["grad_clipped"] == clipped
 
 
 def test_an_unconverged_solver_is_counted(tmp_path, toy_model, toy_tokenizer, monkeypatch):
     solve = enigma.trainer.solve_divergence
-    monkeypatch.setattr(enigma.trainer, "solve_divergence", lambda *a, **kw: solve(*a, **kw)._replace(converged=False))
+    monkeypatch.setattr(
+        enigma.trainer, "solve_divergence", lambda *a, **kw: solve(*a, **kw)._replace(converged=False)
+    )
     config = EnigmaConfig(**settings(tmp_path, max_steps=1), lambda_ot=1.0)
     peft = LoraConfig(r=4, target_modules=["q_proj"])
-    trainer = EnigmaTrainer(toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft)
+    trainer = EnigmaTrainer(
+        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft
+    )
     trainer.train()
     assert trainer.state.log_history[0]["ot/unconverged"] == 1.0
 
@@ -334,16 +369,27 @@ def test_trl_methods_have_the_signatures_relied_on():
         "_prepare_inputs": ["self", "generation_batch"],
         "_generate_and_score_completions": ["self", "inputs"],
         "_generate_single_turn": [
-            "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+            "self",
+            "prompt_ids",
+            "images",
+            "multimodal_fields",
+            "num_generations",
+            "has_tool_images",
         ],
         "_compute_loss": ["self", "model", "inputs"],
-    }  # fmt: skip
+    }
     for name in TRL_METHODS:
         parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
         if name == "_get_per_token_logps_and_entropies":
             assert parameters[:7] == [
-                "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
-            ]  # fmt: skip
+                "self",
+                "model",
+                "input_ids",
+                "attention_mask",
+                "logits_to_keep",
+                "batch_size",
+                "compute_entropy",
+            ]
         else:
             assert parameters == expected[name]
 
@@ -351,7 +397,10 @@ def test_trl_methods_have_the_signatures_relied_on():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"per_device_train_batch_size": 12}, "per_device_train_batch_size: found 12, expected a multiple of"),
+        (
+            {"per_device_train_batch_size": 12},
+            "per_device_train_batch_size: found 12, expected a multiple of",
+        ),
         ({"num_principles": 1}, "num_principles: found 1"),
         ({"lambda_sami": -1.0}, "lambda_sami: found -1.0"),
         ({"temperature": 0.7}, "temperature: found 0.7"),
@@ -368,7 +417,11 @@ def test_bad_data_and_missing_reference(tmp_path, toy_model, toy_tokenizer):
     incomplete = rows().select(range(3))
     with pytest.raises(ValueError, match="has 1 rows, expected num_principles = 2"):
         EnigmaTrainer(
-            toy_model(), reward, EnigmaConfig(**settings(tmp_path)), incomplete, processing_class=toy_tokenizer
+            toy_model(),
+            reward,
+            EnigmaConfig(**settings(tmp_path)),
+            incomplete,
+            processing_class=toy_tokenizer,
         ).train()
     with pytest.raises(ValueError, match="needs a reference"):
         EnigmaTrainer(

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from enigma import training
+from enigma.data.principles import Principle, load_pool
 from enigma.errors import InputError
-from enigma.inputs import check_inputs
-from enigma.principles import Principle, load_pool
 from enigma.profile import Trainer, load_profile
-from enigma.results import Results
+from enigma.record.results import Results
+from enigma.run.inputs import check_inputs
+from enigma.stages import train as training
 
 PRINCIPLES = [Principle(f"p{i}", f"do thing {i}", f"never do thing {i}", "f", "s") for i in range(4)]
 
@@ -38,7 +38,11 @@ def stage(monkeypatch, toy_model, toy_tokenizer, tmp_path):
 
 def tables(folder):
     steps = pd.read_csv(folder / "steps.csv").drop(columns=["seconds", "peak_memory_gb"])
-    return steps, (folder / "rollouts.jsonl").read_text(), (folder / "adapter/adapter_model.safetensors").read_bytes()
+    return (
+        steps,
+        (folder / "rollouts.jsonl").read_text(),
+        (folder / "adapter/adapter_model.safetensors").read_bytes(),
+    )
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(stage, monkeypatch):
@@ -66,10 +70,14 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(stage, monkeypatch):
     assert not checkpoints.exists()
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", training.MARKER, "rollouts.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", training.MARKER, "rollouts.jsonl"]
+)
 def test_a_damaged_checkpoint_is_passed_over(stage, name):
     results = stage.results("damaged")
-    profile = stage.profile.model_copy(update={"trainer": stage.profile.trainer.model_copy(update={"save_steps": 1})})
+    profile = stage.profile.model_copy(
+        update={"trainer": stage.profile.trainer.model_copy(update={"save_steps": 1})}
+    )
     key, recorder = "k", training.Recorder("k")
     folder = results.run_folder("grpo", 0) / "checkpoints"
     training._trainer(profile, "grpo", 0, PRINCIPLES, folder, recorder).train()
@@ -141,7 +149,8 @@ def test_a_trained_model_moves_its_adapter(stage):
 
 
 @pytest.mark.parametrize(
-    ("method", "what"), [("_sami", "loss"), ("_get_per_token_logps_and_entropies", "loss"), ("log", "gradient")]
+    ("method", "what"),
+    [("_sami", "loss"), ("_get_per_token_logps_and_entropies", "loss"), ("log", "gradient")],
 )
 def test_what_is_not_finite_stops_the_run_and_is_named(stage, monkeypatch, method, what):
     """Spoilt at the third step, from each place in turn."""
@@ -186,8 +195,13 @@ def test_an_arm_may_have_a_budget_and_a_kl_of_its_own(stage, tmp_path):
 )
 def test_the_profiles_word_for_rollouts_is_trls(tmp_path, word, expected):
     """As far as the configuration: the engines themselves need a GPU."""
-    config = training.EnigmaConfig(output_dir=str(tmp_path), per_device_train_batch_size=16, use_cpu=True, bf16=False,
-                                   **training.ROLLOUTS[word])  # fmt: skip
+    config = training.EnigmaConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=16,
+        use_cpu=True,
+        bf16=False,
+        **training.ROLLOUTS[word],
+    )
     assert (config.use_vllm, config.use_transformers_continuous_batching) == expected
     assert not config.use_vllm or word == f"vllm_{config.vllm_mode}"
     assert word in typing.get_args(Trainer.model_fields["rollouts"].annotation)
@@ -197,7 +211,9 @@ def test_a_rollout_engine_that_is_not_there_is_refused_at_once(stage):
     trainer = stage.profile.trainer.model_copy(update={"rollouts": "vllm_colocate"})
     if importlib.util.find_spec("vllm"):
         pytest.skip("vllm is installed")
-    with pytest.raises(InputError, match="trainer.rollouts: found vllm_colocate, for which vllm is not installed"):
+    with pytest.raises(
+        InputError, match="trainer.rollouts: found vllm_colocate, for which vllm is not installed"
+    ):
         check_inputs(stage.profile.model_copy(update={"trainer": trainer}))
 
 
@@ -224,7 +240,7 @@ def test_several_processes_write_no_tables(stage, monkeypatch):
 def test_two_jobs_never_train_one_run(stage):
     results = stage.results("held")
     folder = results.run_folder("grpo", 0)
-    code = "import sys, time; from pathlib import Path; from enigma.runlock import hold\n"
+    code = "import sys, time; from pathlib import Path; from enigma.record.runlock import hold\n"
     code += "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(folder / ".run.lock")], stdout=subprocess.PIPE)
     try:
@@ -239,12 +255,17 @@ def test_two_jobs_never_train_one_run(stage):
 def test_collecting_trains_nothing_and_names_what_is_missing(stage):
     results, none = stage.results("collected"), training.jobs.How(jobs=0)
     names = [p.name for p in load_pool("default")]
-    results.write_yaml("selection", {"high": {"principles": names[:4]}, "low": {"principles": names[4:8]}}, "made up")
+    results.write_yaml(
+        "selection", {"high": {"principles": names[:4]}, "low": {"principles": names[4:8]}}, "made up"
+    )
     chosen = training.chosen_sets(stage.profile, results)
     runs = stage.profile.runs()
     for arm, seed in runs[:-1]:
         key = training.run_key(stage.profile, chosen[stage.profile.arms[arm].set])
         training.atomic_write_json(results.run_folder(arm, seed) / "done.json", {"key": key})
-    with pytest.raises(InputError, match=rf"found {len(runs) - 1} of {len(runs)} runs trained, without {runs[-1][0]}-s0; expected"):
+    with pytest.raises(
+        InputError,
+        match=rf"found {len(runs) - 1} of {len(runs)} runs trained, without {runs[-1][0]}-s0; expected",
+    ):
         training.train_runs(stage.profile, results, runs, none)
     training.train_runs(stage.profile, results, runs[:-1], none)

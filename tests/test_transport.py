@@ -9,7 +9,7 @@ import pytest
 import torch
 from ot.bregman import sinkhorn_log
 
-from enigma.transport import ConvergenceWarning, sinkhorn_divergence, solve_divergence
+from enigma.method.transport import ConvergenceWarning, sinkhorn_divergence, solve_divergence
 
 
 def clouds(n=7, m=5, d=3, seed=0, shift=0.5):
@@ -42,7 +42,9 @@ def slow_divergence(x, y, epsilon, scale=None, iterations=400):
     x, y = x.tolist(), y.tolist()
     if scale is None:
         scale = sum(sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) for a in y for b in y) / len(y) ** 2
-    cross, own_x, own_y = (slow_transport(p, q, scale, epsilon, iterations) for p, q in ((x, y), (x, x), (y, y)))
+    cross, own_x, own_y = (
+        slow_transport(p, q, scale, epsilon, iterations) for p, q in ((x, y), (x, x), (y, y))
+    )
     return cross - own_x / 2 - own_y / 2
 
 
@@ -140,7 +142,9 @@ def test_equal_clouds_have_no_divergence_and_no_gradient(epsilon):
 
 def test_order_of_points_does_not_matter():
     x, y = clouds(n=12, m=12)
-    assert sinkhorn_divergence(x.flip(0), y).item() == pytest.approx(sinkhorn_divergence(x, y).item(), rel=1e-9)
+    assert sinkhorn_divergence(x.flip(0), y).item() == pytest.approx(
+        sinkhorn_divergence(x, y).item(), rel=1e-9
+    )
     assert sinkhorn_divergence(x.flip(0), x).item() < 1e-12
 
 
@@ -161,7 +165,9 @@ def test_symmetric_for_a_given_scale():
 def test_invariant_to_translation_rotation_and_unit():
     x, y = clouds()
     expected = sinkhorn_divergence(x, y).item()
-    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    )
     assert sinkhorn_divergence(x + 1e3, y + 1e3).item() == pytest.approx(expected, rel=1e-9)
     assert sinkhorn_divergence(x @ rotation, y @ rotation).item() == pytest.approx(expected, rel=1e-9)
     assert sinkhorn_divergence(100 * x, 100 * y).item() == pytest.approx(expected, rel=1e-9)
@@ -170,7 +176,9 @@ def test_invariant_to_translation_rotation_and_unit():
 def test_default_scale_counts_the_diagonal_and_all_points():
     x, y = clouds(n=30, m=30)
     scale = torch.cdist(y, y).square().mean()
-    assert sinkhorn_divergence(x, y).item() == pytest.approx(sinkhorn_divergence(x, y, scale=scale).item(), rel=1e-9)
+    assert sinkhorn_divergence(x, y).item() == pytest.approx(
+        sinkhorn_divergence(x, y, scale=scale).item(), rel=1e-9
+    )
     given = sinkhorn_divergence(x, y, scale=scale, max_points=10).item()
     assert sinkhorn_divergence(x, y, max_points=10).item() == pytest.approx(given, rel=1e-9)
 

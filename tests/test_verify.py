@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 
 from enigma import __main__ as cli
-from enigma import claims, figures, verify
+from enigma.figures import all as figures
 from enigma.profile import load_profile
-from enigma.report import publish
-from enigma.results import TABLE, Results, atomic_write_json, csv_text, file_hash
+from enigma.record.report import publish
+from enigma.record.results import TABLE, Results, atomic_write_json, csv_text, file_hash
+from enigma.run import verify
+from enigma.stages import claims
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results" / "cpu"
@@ -69,11 +71,15 @@ def changed_digit(text: str) -> str:
 
 
 def against(results, made, name):
-    return verify.cell_differences(name, verify._cells(results, name), made[name], verify._close, "recomputed")
+    return verify.cell_differences(
+        name, verify._cells(results, name), made[name], verify._close, "recomputed"
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/run.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "results").glob("*/run.json")), ids=lambda path: path.parent.name
+)
 def test_committed_results_follow_from_their_raw_material(folder):
     profile = load_profile(folder.parent.name)
     told, differs = verify.check(profile, Results(profile, ROOT / "results"))
@@ -102,8 +108,17 @@ def test_a_changed_digit_of_any_table_is_found_by_its_checksum(results):
 
 
 def test_a_changed_digit_is_found_by_recomputing_too_where_the_sidecar_was_forged(results, made):
-    assert {"training", "training_checks", "legibility", "benchmarks", "benchmark_items", "benchmark_differences",
-            "steadiness", "claims", "setting"} <= made.keys()  # fmt: skip
+    assert {
+        "training",
+        "training_checks",
+        "legibility",
+        "benchmarks",
+        "benchmark_items",
+        "benchmark_differences",
+        "steadiness",
+        "claims",
+        "setting",
+    } <= made.keys()
     for name in made:
         assert against(results, made, name) == []
         path = results.tables / f"{name}.csv"
@@ -138,7 +153,9 @@ def test_raw_material_that_cannot_be_read_is_told_and_the_rest_still_checked(res
     assert len(unreadable) == 1 and unreadable[0].startswith("legibility: its raw material is damaged")
 
 
-@pytest.mark.parametrize("file", ["figures/fig7_claims.png", "figures/fig7_claims.pdf", "tables/training.csv"])
+@pytest.mark.parametrize(
+    "file", ["figures/fig7_claims.png", "figures/fig7_claims.pdf", "tables/training.csv"]
+)
 def test_a_missing_or_changed_file_is_found(results, file):
     path = results.folder / file
     path.write_bytes(path.read_bytes() + b"\n")
@@ -171,13 +188,25 @@ def test_stale_texts_are_found(results):
 
 def stale(results):
     rendered = verify._rendered(results.profile, results)
-    return [name for name, text in rendered.items() if (results.folder / name).read_text(encoding="utf-8") != text]
+    return [
+        name for name, text in rendered.items() if (results.folder / name).read_text(encoding="utf-8") != text
+    ]
 
 
-@pytest.mark.parametrize(("a", "b", "agree"), [
-    ("0.123456", "0.123457", True), ("0.123456", "0.123466", False), ("0", "1e-17", True), ("", "0", False),
-    ("3", "3", True), ("3", "4", False), ("x", "y", False), ("1e3", "1000", True), ("True", "False", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("a", "b", "agree"),
+    [
+        ("0.123456", "0.123457", True),
+        ("0.123456", "0.123466", False),
+        ("0", "1e-17", True),
+        ("", "0", False),
+        ("3", "3", True),
+        ("3", "4", False),
+        ("x", "y", False),
+        ("1e3", "1000", True),
+        ("True", "False", False),
+    ],
+)
 def test_how_close_a_recomputed_cell_must_be(a, b, agree):
     assert verify._close(a, b) is agree
 
@@ -218,7 +247,10 @@ def test_a_rerun_whose_interval_lies_elsewhere_is_told(rerun):
 
 
 def test_a_rerun_with_other_texts_counts_or_rows_is_told(rerun):
-    assert "column verdict" in altered(rerun, "claims", lambda frame: frame.__setitem__("verdict", "supported"))[0]
+    assert (
+        "column verdict"
+        in altered(rerun, "claims", lambda frame: frame.__setitem__("verdict", "supported"))[0]
+    )
     assert "column n" in altered(rerun, "benchmark_differences", lambda frame: frame.__setitem__("n", 7))[0]
     count = len(rerun[0].read_table("training"))
     told = altered(rerun, "training", lambda frame: frame.drop(index=0, inplace=True))

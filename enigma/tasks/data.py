@@ -8,11 +8,11 @@ import datasets
 import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
+from enigma.data.principles import load_pool
+from enigma.data.questions import load_questions
 from enigma.errors import InputError
-from enigma.principles import load_pool
-from enigma.prompts import messages
-from enigma.questions import load_questions
-from enigma.rewards import graded_format, strict_format
+from enigma.llm.prompts import messages
+from enigma.method.rewards import graded_format, strict_format
 from enigma.tasks.generate import FOLDER, read
 
 FORMAT_QUESTIONS = 32
@@ -40,10 +40,19 @@ def adherence(**_) -> dict[str, datasets.Dataset]:
     for number, pair in enumerate(read(FOLDER / "adherence.jsonl")):
         principle = pool[pair["principle"]]
         asked = [(principle.name, principle.text), (f"not {principle.name}", principle.antithesis)]
-        choices = [f"<reasoning>{thought}</reasoning>\n<answer>{answer}</answer>"
-                   for thought, answer in (pair["follows"], pair["breaks"])]  # fmt: skip
+        choices = [
+            f"<reasoning>{thought}</reasoning>\n<answer>{answer}</answer>"
+            for thought, answer in (pair["follows"], pair["breaks"])
+        ]
         rows += [
-            {"item": number, "asked": name, "principle": text, "question": pair["question"], "choices": choices, "gold": gold}
+            {
+                "item": number,
+                "asked": name,
+                "principle": text,
+                "question": pair["question"],
+                "choices": choices,
+                "gold": gold,
+            }
             for gold, (name, text) in enumerate(asked)
         ]
     return {"test": datasets.Dataset.from_list(rows)}
@@ -77,7 +86,7 @@ def format_marks(doc: dict, results: list[str]) -> dict[str, float]:
 
 
 class ChatTask(ConfigurableTask):
-    """A task whose prompt is the chat of `enigma.prompts`, as in training: under the document's principle, if it has one."""
+    """A task whose prompt is the chat of `enigma.llm.prompts`, as in training: under the document's principle, if it has one."""
 
     def __init__(self, config: dict):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})

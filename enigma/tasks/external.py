@@ -14,7 +14,13 @@ from pathlib import Path
 
 from enigma.errors import InputError
 
-OWN_TASKS = ("enigma_reasoning", "enigma_truthfulness", "enigma_format", "enigma_robustness", "enigma_adherence")
+OWN_TASKS = (
+    "enigma_reasoning",
+    "enigma_truthfulness",
+    "enigma_format",
+    "enigma_robustness",
+    "enigma_adherence",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,10 @@ EXTERNAL = {
     "truthfulqa_mc1": External("truthfulqa/truthfulqa_mc1.yaml", _TRUTHFULQA, _LAYOUT, "Apache-2.0"),
     "truthfulqa_mc2": External("truthfulqa/truthfulqa_mc2.yaml", _TRUTHFULQA, _LAYOUT, "Apache-2.0"),
     "gsm8k": External(
-        "gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}, ("question", "answer"), "MIT"
+        "gsm8k/gsm8k.yaml",
+        {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},
+        ("question", "answer"),
+        "MIT",
     ),
     # Multiple choice; and generated text with the answer extracted, from a worked-out thought or without one.
     "gpqa_main_zeroshot": External("gpqa/zeroshot/gpqa_main_zeroshot.yaml", *_GPQA),
@@ -52,7 +61,9 @@ def check_names(names: Sequence[str]) -> None:
     known = [*OWN_TASKS, *EXTERNAL]
     for name in names:
         if name not in known:
-            raise InputError(f"benchmarks.tasks: found {name!r}; expected one of {', '.join(known)}; correct the name")
+            raise InputError(
+                f"benchmarks.tasks: found {name!r}; expected one of {', '.join(known)}; correct the name"
+            )
 
 
 def data_folder() -> Path | None:
@@ -84,7 +95,9 @@ def check_file(path: Path, task: str) -> None:
     columns = EXTERNAL[task].columns
     wanted = f"expected {'CSV' if path.suffix == '.csv' else 'JSON lines'} with {', '.join(columns)}"
     if not path.is_file():
-        raise InputError(f"{path}: found no such file; {wanted}, for the task {task}; add it, or unset ENIGMA_DATA")
+        raise InputError(
+            f"{path}: found no such file; {wanted}, for the task {task}; add it, or unset ENIGMA_DATA"
+        )
     try:
         number = 0
         for number, row in _rows(path):

@@ -4,7 +4,7 @@
 
 The reasoning items are questions of reasoning-gym with its own answers. The wrong choices are ours: what
 somebody gets who stops a step early, slips by one or mixes up two operands. The robustness items are a sample of both
-other files under the perturbations of `enigma.robustness`. Source of all files: our choice.
+other files under the perturbations of `enigma.tasks.robustness`. Source of all files: our choice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from enigma.robustness import can_be_misspelt, documents
+from enigma.tasks.robustness import can_be_misspelt, documents
 
 FOLDER = Path(__file__).parent
 SEED = 20251013
@@ -26,10 +26,17 @@ ROBUST_TRUTHFULNESS = 20
 
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 RELATIONS = [
-    ["father", "mother"], ["grandfather", "grandmother"], ["son", "daughter"], ["grandson", "granddaughter"],
-    ["brother", "sister"], ["husband", "wife"], ["uncle", "aunt"], ["nephew", "niece"],
-    ["father-in-law", "mother-in-law"], ["brother-in-law", "sister-in-law"],
-]  # fmt: skip
+    ["father", "mother"],
+    ["grandfather", "grandmother"],
+    ["son", "daughter"],
+    ["grandson", "granddaughter"],
+    ["brother", "sister"],
+    ["husband", "wife"],
+    ["uncle", "aunt"],
+    ["nephew", "niece"],
+    ["father-in-law", "mother-in-law"],
+    ["brother-in-law", "sister-in-law"],
+]
 
 
 def numbers(text: str) -> list[int]:
@@ -41,14 +48,28 @@ def chain_sum(item: dict) -> Iterable[int]:
     """The sum before the last term, one sign flipped, a column carried wrongly."""
     terms = numbers(item["metadata"]["expression"].replace("- ", "-").replace("+ ", ""))
     total = sum(terms)
-    return [total - terms[-1], *(total - 2 * term for term in terms[1:]), total + 10, total - 10, total + 1, total - 1]
+    return [
+        total - terms[-1],
+        *(total - 2 * term for term in terms[1:]),
+        total + 10,
+        total - 10,
+        total + 1,
+        total - 1,
+    ]
 
 
 def products(item: dict) -> Iterable[int]:
     """One factor off by one, the tens forgotten or carried twice."""
     left, right = numbers(item["metadata"]["expression"])
     product = left * right
-    return [left * (right - 1), (left + 1) * right, left * (right + 1), product + 10, product - 10, product + 100]
+    return [
+        left * (right - 1),
+        (left + 1) * right,
+        left * (right + 1),
+        product + 10,
+        product - 10,
+        product + 100,
+    ]
 
 
 def number_sequence(item: dict) -> Iterable[int]:
@@ -81,7 +102,14 @@ def letter_counting(item: dict) -> Iterable[int]:
 def leg_counting(item: dict) -> Iterable[int]:
     """The animals instead of their legs, one animal or one pair of legs too many or too few."""
     answer = int(item["answer"])
-    return [answer - 2, answer + 2, answer + 4, sum(item["metadata"]["animals"].values()), answer - 4, answer + 6]
+    return [
+        answer - 2,
+        answer + 2,
+        answer + 4,
+        sum(item["metadata"]["animals"].values()),
+        answer - 4,
+        answer + 6,
+    ]
 
 
 def aiw(item: dict) -> Iterable[int]:
@@ -107,7 +135,9 @@ def family_relationships(item: dict) -> Iterable[str]:
 
 def unambiguous_letters(item: dict) -> bool:
     """Whether capitals make no difference to the count."""
-    return " ".join(item["metadata"]["span"]).count(item["metadata"]["target_letter"]) == int(item["answer"]) > 0
+    return (
+        " ".join(item["metadata"]["span"]).count(item["metadata"]["target_letter"]) == int(item["answer"]) > 0
+    )
 
 
 def well_posed_aiw(item: dict) -> bool:
@@ -129,7 +159,7 @@ DATASETS: dict[str, tuple[dict, Callable[[dict], Iterable], Callable[[dict], boo
     "calendar_arithmetic": ({}, calendar_arithmetic, lambda item: item["answer"] in WEEKDAYS),
     # reasoning-gym 0.1.25 calls a daughter-in-law "father-in-law": questions about in-laws are left out.
     "family_relationships": ({}, family_relationships, lambda item: "in-law" not in item["answer"]),
-}  # fmt: skip
+}
 
 
 def reasoning_item(item: dict, source: str, candidates: Iterable) -> dict:
@@ -153,7 +183,9 @@ def reasoning() -> list[dict]:
     for name, (settings, near_misses, keep) in DATASETS.items():
         pool = reasoning_gym.create_dataset(name, size=20 * PER_DATASET, seed=SEED, **settings)
         questions: dict[str, dict] = {item["question"].strip(): item for item in pool if keep(item)}
-        rows += [reasoning_item(item, name, near_misses(item)) for item in list(questions.values())[:PER_DATASET]]
+        rows += [
+            reasoning_item(item, name, near_misses(item)) for item in list(questions.values())[:PER_DATASET]
+        ]
     return rows
 
 
@@ -182,11 +214,17 @@ def robustness(reasoning_rows: Iterable[dict], truthfulness_rows: Iterable[dict]
     for row in filter(can_be_misspelt, reasoning_rows):
         by_source.setdefault(row["source"], []).append(row)
     true = [
-        {"question": row["question"], "choices": row["mc1_targets"]["choices"], "gold": row["mc1_targets"]["labels"].index(1)}
+        {
+            "question": row["question"],
+            "choices": row["mc1_targets"]["choices"],
+            "gold": row["mc1_targets"]["labels"].index(1),
+        }
         for row in truthfulness_rows
     ]
     drawn = [row for rows in by_source.values() for row in rng.sample(rows, ROBUST_PER_DATASET)]
-    return documents([*drawn, *rng.sample([row for row in true if can_be_misspelt(row)], ROBUST_TRUTHFULNESS)])
+    return documents(
+        [*drawn, *rng.sample([row for row in true if can_be_misspelt(row)], ROBUST_TRUTHFULNESS)]
+    )
 
 
 def read(path: Path) -> list[dict]:
@@ -200,7 +238,7 @@ def dump(rows: Iterable[dict]) -> str:
 
 
 if __name__ == "__main__":
-    from enigma.results import atomic_write_text
+    from enigma.record.results import atomic_write_text
 
     files = {
         "reasoning": reasoning(),

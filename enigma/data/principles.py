@@ -1,0 +1,219 @@
+"""Pools of principles: the built-in one and the user's own, as YAML files that are checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from enigma.data.text import check_text, normalise
+from enigma.errors import InputError
+from enigma.method.rewards import TAGS
+
+MAX_BYTES = 200_000  # hundreds of principles; more takes the parser seconds
+MAX_CHARACTERS = 500
+_POOLS = Path(__file__).with_name("pools")
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_READ_AS_NUMBERS = ("nan", "null", "none", "inf", "infinity", "true", "false")  # by readers of CSV tables
+
+
+@dataclass(frozen=True)
+class Principle:
+    """A principle: `text` is put before the model, `antithesis` is its opposite (None where there is none),
+    `family` groups principles, `source` says where the text comes from."""
+
+    name: str
+    text: str
+    antithesis: str | None = None
+    family: str | None = None
+    source: str | None = None
+
+
+_KEYS = tuple(field.name for field in fields(Principle))
+
+
+def load_pool(name_or_path: str | Path) -> list[Principle]:
+    """The principles of a built-in pool ("default") or of a YAML file, in the file's order.
+
+    The file is a mapping with a list under `principles:`; each entry has `name` (a-z, 0-9 and "-", a letter
+    first, at most 40 characters) and `text`, and optionally `antithesis`, `family`, `source`, all strings of at most 500
+    characters. Runs of whitespace become one space. Raises InputError naming file, entry and reason.
+    """
+    path = _locate(name_or_path)
+    entries = _read_entries(path)
+    pool = [_principle(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, start=1)]
+    _reject_duplicates(pool, path)
+    return pool
+
+
+def chosen_sets(profile, results) -> dict[str, list[Principle]]:
+    """The principles of the sets that stage 1 chose, under the names that the profile's arms have for them.
+
+    Raises InputError for a selection without one of these sets.
+    """
+    selection = results.read_yaml("selection")
+    pool = {p.name: p for p in load_pool(profile.principles.pool)}
+    for name in profile.sets():
+        if name not in selection:
+            raise InputError(
+                f"selection.yaml: found no set {name!r}; expected the sets of the profile's arms; run "
+                "notebook 01_select again"
+            )
+    return {name: [pool[p] for p in selection[name]["principles"]] for name in profile.sets()}
+
+
+def run_key(profile, principles: list[Principle]) -> str:
+    """What a training run depends on: the profile's text and the principles it is trained on. 16 hex characters."""
+    text = json.dumps([profile.hash, [[p.name, p.text] for p in principles]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    built_in = sorted(file.stem for file in _POOLS.glob("*.yaml"))
+    if name_or_path in built_in:
+        return _POOLS / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    try:
+        if path.is_file():
+            return path
+    except OSError:
+        pass
+    raise InputError(
+        f"{str(name_or_path)!a:.200}: no such file; expected a built-in pool ({', '.join(built_in)}) "
+        "or the path of a YAML file; correct the path"
+    )
+
+
+def _read_entries(path: Path) -> list:
+    document = _parse(path)
+    expected = 'expected "principles:" and a list of entries below it'
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: found {_kind(document)}; {expected}; begin the file with it")
+    if unknown := [key for key in document if key != "principles"]:
+        raise InputError(f"{path}: unknown key {_quote(unknown[0])}; {expected}; remove or rename the key")
+    entries = document.get("principles")
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: principles: found {_kind(entries)}; {expected}; write a list")
+    if not entries:
+        raise InputError(f"{path}: principles: the list is empty; {expected}; add at least one entry")
+    return entries
+
+
+def _parse(path: Path):
+    try:
+        # Read one byte more than allowed: the size is judged on what was read, not on what was promised.
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); expected a readable file; check its permissions"
+        raise InputError(f"{path}: {reason}") from error
+    if len(content) > MAX_BYTES:
+        limit = f"{MAX_BYTES // 1000} kB"
+        raise InputError(f"{path}: larger than {limit}; expected a short list of principles; split the file")
+    try:
+        return yaml.load(content.decode("utf-8-sig"), Loader=_PlainLoader)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8; expected UTF-8; save it as that"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise InputError(f"{path}:{line} {error.problem}; expected valid YAML; correct the file") from error
+    except Exception as error:  # a false tag such as `!!bool maybe` ends in any of Python's own errors
+        reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise InputError(
+            f"{path}: not valid YAML ({reason:.200}); expected plain YAML; put texts in quotes"
+        ) from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """yaml.safe_load without aliases (they can make a small file huge) and without repeated keys."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*) are not allowed", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if (label := (key.tag, key.value if isinstance(key.value, str) else None)) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"repeated key {_quote(key.value)}", key.start_mark
+                )
+            seen.add(label)
+        return super().construct_mapping(node, deep)
+
+
+def _principle(entry, where: str) -> Principle:
+    if not isinstance(entry, dict):
+        raise InputError(
+            f'{where}: found {_kind(entry)}; expected a mapping with "name" and "text"; write it so'
+        )
+    if "name" in entry:
+        where = f"{where} ({_quote(entry['name'])})"
+    if unknown := [key for key in entry if key not in _KEYS]:
+        raise InputError(
+            f"{where}: unknown key {_quote(unknown[0])}; expected {', '.join(_KEYS)}; remove or rename it"
+        )
+    values = {
+        key: _string(entry.get(key), f"{where}: {key}", required=key in ("name", "text")) for key in _KEYS
+    }
+    if not _NAME.fullmatch(values["name"]) or values["name"] in _READ_AS_NUMBERS:
+        raise InputError(
+            f"{where}: name: found {_quote(values['name'])}; expected a letter, then at most 39 out of a-z, 0-9 and -, "
+            f"and none of {', '.join(_READ_AS_NUMBERS)}; rename the entry"
+        )
+    if values["antithesis"] is not None and normalise(values["antithesis"]) == normalise(values["text"]):
+        raise InputError(
+            f"{where}: antithesis: equal to the text; expected its opposite; rewrite or remove it"
+        )
+    return Principle(**values)
+
+
+def _string(value, where: str, *, required: bool) -> str | None:
+    if value is None:
+        if required:
+            raise InputError(f"{where}: missing; expected a non-empty string; add it")
+        return None
+    if not isinstance(value, str):
+        raise InputError(f"{where}: found {_kind(value)}; expected a string; put it in quotes")
+    if not value.strip():
+        raise InputError(f"{where}: empty; expected a non-empty string; fill it in or remove the key")
+    if len(value) > MAX_CHARACTERS:
+        raise InputError(f"{where}: {len(value)} characters; expected at most {MAX_CHARACTERS}; shorten it")
+    check_text(value, where)
+    if tag := next((tag for tag in TAGS if tag in normalise(value)), None):
+        raise InputError(f"{where}: contains the format tag {tag}; expected plain text; remove it")
+    return " ".join(value.split())
+
+
+def _reject_duplicates(pool: list[Principle], path: Path) -> None:
+    for key in ("name", "text"):
+        first: dict[str, int] = {}
+        for number, principle in enumerate(pool, start=1):
+            label = normalise(getattr(principle, key))
+            if label in first:
+                raise InputError(
+                    f"{path}: entry {number} ({principle.name!r}): {key}: the same as entry {first[label]}; "
+                    "expected every entry to differ; change or remove one"
+                )
+            first[label] = number
+
+
+def _kind(value) -> str:
+    """A value's type in YAML's words: the value itself may be long."""
+    names = {type(None): "nothing", bool: "true/false", int: "a number", float: "a number", str: "a string"}
+    return names.get(
+        type(value), {list: "a list", dict: "a mapping"}.get(type(value), f"a {type(value).__name__}")
+    )
+
+
+def _quote(value) -> str:
+    """A short, one-line rendering of something a file holds."""
+    return f"{value!a:.60}" if isinstance(value, str) else _kind(value)

@@ -1,0 +1,114 @@
+"""Log-probabilities of chosen tokens without the logits: the head, a few positions at a time, inside the model's forward.
+
+Logits are a step's largest tensor, and autograd keeps a float32 copy and a gradient of the same size. Here the logits
+of a few positions are made, used and dropped. What the backward pass needs of a position is one vector,
+
+    d log p(t | h) / d h = W^T (onehot(t) - p),
+
+taken while p is there. That holds while the head itself is not trained, as with LoRA. A head that is trained, or
+logits that a model changes afterwards (a soft cap, a scale), go the ordinary way. Source: our choice.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from weakref import WeakSet
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from enigma.llm.packing import unwrap
+
+POSITIONS = 256  # at a time; a matter of memory and of how often the weights are read
+_changed_afterwards: WeakSet = WeakSet()  # heads whose logits the model goes on to change
+
+
+def forward_logps(model, labels: Tensor, entropy: bool, **inputs):
+    """Run `model` and return its outputs with the log-probabilities of `labels` and the entropies, (R, S) float32 nats.
+
+    `model` is a causal language model, wrapped or not; `labels` (R, S) are the tokens that the kept positions
+    (`logits_to_keep`) predict. Entropies carry no gradient and are None unless asked for. float64 stays float64.
+    """
+    head = unwrap(model).get_output_embeddings()
+    if _is_plain(head):
+        with _replaced(head, labels, entropy) as made:
+            outputs = model(**inputs)
+        if outputs.logits is made[0]:
+            return outputs, *made
+        _changed_afterwards.add(head)
+    outputs = model(**inputs)
+    return outputs, *_from_logits(outputs.logits, labels, entropy)
+
+
+def _is_plain(head) -> bool:
+    trained = type(head) is not nn.Linear or head.weight.requires_grad or head.bias is not None
+    return not trained and "forward" not in head.__dict__ and head not in _changed_afterwards
+
+
+@contextmanager
+def _replaced(head: nn.Linear, labels: Tensor, entropy: bool):
+    """Inside, the head returns log-probabilities instead of logits. Yields a list that then holds its two results."""
+    made: list = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        logps, entropies = _ChosenLogps.apply(hidden.flatten(0, 1), head.weight, labels.flatten())
+        made.extend([logps.view_as(labels), entropies.view_as(labels) if entropy else None])
+        return made[0]
+
+    head.forward = forward
+    try:
+        yield made
+    finally:
+        del head.forward
+
+
+class _ChosenLogps(torch.autograd.Function):
+    """(N, d) states, (V, d) weights and (N,) tokens to (N,) log-probabilities and entropies."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor):
+        logps, entropies, slopes = [], [], []
+        for some, label in zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True):
+            logits = F.linear(some, weight)
+            scores = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+            p = scores.exp()
+            logps.append(scores.gather(-1, label[:, None])[:, 0])
+            entropies.append(-torch.linalg.vecdot(p, scores))
+            if ctx.needs_input_grad[0]:
+                error = p.neg_().scatter_add_(-1, label[:, None], p.new_ones(len(label), 1))
+                slopes.append((error.to(logits.dtype) @ weight.to(logits.dtype)).to(hidden.dtype))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        entropies = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropies)
+        return torch.cat(logps), entropies
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _):
+        (slopes,) = ctx.saved_tensors
+        return gradient[:, None].to(slopes.dtype) * slopes, None, None
+
+
+def _from_logits(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """The same from a model's logits (R, S, V); the float32 copy of a few positions is made again in the backward pass."""
+    flat, keys = logits.flatten(0, 1), labels.flatten()
+    pieces = [
+        checkpoint(_token_logps, some, label, entropy, use_reentrant=False)
+        if torch.is_grad_enabled() and logits.requires_grad
+        else _token_logps(some, label, entropy)
+        for some, label in zip(flat.split(POSITIONS), keys.split(POSITIONS), strict=True)
+    ]
+    logps = torch.cat([piece[0] for piece in pieces]).view_as(labels)
+    return logps, torch.cat([piece[1] for piece in pieces]).view_as(labels) if entropy else None
+
+
+def _token_logps(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    logps = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    chosen = logps.gather(-1, labels[:, None])[:, 0]
+    if not entropy:
+        return chosen, None
+    # Only logged, so it needs no gradient.
+    with torch.no_grad():
+        return chosen, -(logps.exp() * logps).sum(-1)

@@ -1,0 +1,173 @@
+"""Attention over packed texts: a tree of texts in one line, where each text sees those it continues and itself.
+
+The line holds what all prompts share, then the rest of each prompt, then the completions under each prompt (see
+`enigma.llm.scoring`). A mask over the whole line would give the same values, but most of it is hidden. Here each level of the
+tree is attended to by itself, by torch's own kernel, and no hidden cell is computed.
+
+`install` makes this a model's attention, by transformers' `AttentionInterface`. Without a packing in the call it is
+transformers' `sdpa`. Source: our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_packed"
+
+
+class Packing:
+    """Where the texts of a tree stand in a line: level after level, and within a level text after text, unpadded.
+
+    Args:
+        lengths: for each level the number of tokens of its n texts, (n,). Each text of a level is continued by as many
+            texts of the next one, which stand in the order of their parents.
+    """
+
+    def __init__(self, lengths: list[Tensor]):
+        self.valid, self.position = (
+            [],
+            [],
+        )  # of each level, (n, longest): a token or padding; its place in its whole text
+        begin = lengths[0].new_zeros(1)
+        for length in lengths:
+            begin = _children(begin, len(length))
+            at = torch.arange(int(length.max()), device=length.device)
+            self.valid.append(at < length[:, None])
+            self.position.append(torch.where(self.valid[-1], begin[:, None] + at, 0))
+            begin = begin + length
+        self.line = torch.cat(
+            [at[valid] for at, valid in zip(self.position, self.valid, strict=True)]
+        )  # (L,) positions
+        self.sizes = [int(length.sum()) for length in lengths]
+        self.cells = [valid.flatten().nonzero()[:, 0] for valid in self.valid]
+        self._masks: dict = {}
+        self.used = False
+
+    def masks(self, window: int | None) -> list[Tensor]:
+        """For each level (n, 1, own, keys) bool: the keys are those of the texts that it continues, and its own."""
+        if window not in self._masks:
+            self._masks[window] = list(self._made(window))
+        return self._masks[window]
+
+    def _made(self, window: int | None) -> Iterator[Tensor]:
+        known = torch.zeros(1, 0, dtype=torch.bool, device=self.line.device)
+        key = torch.zeros(1, 0, dtype=torch.long, device=self.line.device)
+        for valid, query in zip(self.valid, self.position, strict=True):
+            known, key = (
+                torch.cat(pair, dim=1)
+                for pair in ((_children(known, len(valid)), valid), (_children(key, len(query)), query))
+            )
+            own = query.shape[1]
+            visible = known[:, None, :].repeat(1, own, 1)
+            visible[:, :, visible.shape[2] - own :].tril_()
+            if window:
+                visible &= query[:, :, None] - key[:, None, :] < window
+            # Padding sees itself, since a softmax over nothing would be NaN.
+            visible.diagonal(visible.shape[2] - own, 1, 2)[:] = True
+            yield visible[:, None]
+
+
+def _children(values: Tensor, count: int) -> Tensor:
+    """(n, ...) to (count, ...): each text's values for every text that continues it."""
+    return values[:, None].expand(-1, count // len(values), *values.shape[1:]).flatten(0, 1)
+
+
+def packed_attention(module, query, key, value, attention_mask, packing: Packing | None = None, **kwargs):
+    """Attention in transformers' signature: query (1, H, L, D), key and value (1, H', L, D); returns (1, L, H, D), None."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("softcap") is not None:
+        raise ValueError(f"{type(module).__name__} caps attention scores, which packed texts do not support")
+    packing.used = True
+    options = {name: kwargs[name] for name in ("dropout", "scaling") if name in kwargs}
+    levels = zip(*(_Split.apply(x[0].transpose(0, 1), packing) for x in (query, key, value)), strict=True)
+    keys = values = None
+    made = []
+    for level, mask in zip(levels, packing.masks(kwargs.get("sliding_window")), strict=True):
+        query, key, value = (x.transpose(1, 2) for x in level)
+        keys, values = (
+            own if before is None else torch.cat([_children(before, len(own)), own], dim=2)
+            for before, own in ((keys, key), (values, value))
+        )
+        made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
+    return _Join.apply(packing, *made)[None], None
+
+
+def _grouped(query, key, value, mask, dropout=0.0, scaling=None) -> Tensor:
+    """Attention (B, S, H, D) whose query heads that share a key head stand one after the other in one long query.
+
+    Keys and values are then not repeated, which would be the largest tensors of the layer.
+    """
+    b, heads, s, d = query.shape
+    shared = heads // key.shape[1]
+    grouped = query.reshape(b, key.shape[1], shared * s, d)
+    out = F.scaled_dot_product_attention(
+        grouped, key, value, mask.repeat(1, 1, shared, 1), dropout, scale=scaling
+    )
+    return out.reshape(b, heads, s, -1).transpose(1, 2)
+
+
+def _split(x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
+    """(L, H, D) to the levels (n, longest, H, D), zero where a text is shorter."""
+    levels = []
+    for part, cells, valid in zip(
+        x.flatten(1).split(packing.sizes), packing.cells, packing.valid, strict=True
+    ):
+        padded = x.new_zeros(valid.numel(), part.shape[1]).index_copy_(0, cells, part)
+        levels.append(padded.view(*valid.shape, *x.shape[1:]))
+    return tuple(levels)
+
+
+def _join(levels: Sequence[Tensor], packing: Packing) -> Tensor:
+    """The line again: inverse of `_split`, and its adjoint."""
+    pairs = zip(levels, packing.cells, strict=True)
+    return torch.cat([level.flatten(0, 1).index_select(0, cells) for level, cells in pairs])
+
+
+class _Split(torch.autograd.Function):
+    """`_split`; autograd's own gradient of an index adds up rows one by one, though none comes twice."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, packing: Packing):
+        ctx.packing = packing
+        return _split(x, packing)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        return _join(gradients, ctx.packing), None
+
+
+class _Join(torch.autograd.Function):
+    """`_join`."""
+
+    @staticmethod
+    def forward(ctx, packing: Packing, *levels: Tensor):
+        ctx.packing = packing
+        return _join(levels, packing)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return None, *_split(gradient, ctx.packing)
+
+
+def unwrap(model):
+    """The model itself inside a distributed wrapper."""
+    return model.module if hasattr(model, "module") and not hasattr(model, "config") else model
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def install(model) -> None:
+    """Make this the attention of a transformers model, wrapped or not; it stays, and elsewhere is `sdpa` as before."""
+    config = unwrap(model).config.get_text_config()
+    if config._attn_implementation != NAME:
+        config._attn_implementation = NAME

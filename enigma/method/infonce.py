@@ -1,0 +1,145 @@
+"""Symmetric InfoNCE over a matched set, and the mutual-information bounds it gives.
+
+Pure tensors. For one question, N completions were sampled under K principles; `scores[i, k]` is the
+critic's value of completion i under principle k and `source[i]` is the principle that i was sampled
+under. Equations: METHOD.md sections 4 and 6 (the symmetric form follows the SAMI reference,
+arXiv 2404.14313; that siblings are never negatives is our choice).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SymmetricInfoNCE(NamedTuple):
+    """Scalars in nats. `loss` is the mean of `row` and `column`; the bounds bound I(Y;C|X) from below."""
+
+    loss: Tensor
+    row: Tensor
+    column: Tensor
+    row_bound: Tensor
+    column_bound: Tensor
+
+
+class InfoNCETerms(NamedTuple):
+    """Per completion, (N,) each, in nats: the losses, the column bound and the most that it can be."""
+
+    row: Tensor
+    column: Tensor
+    column_bound: Tensor
+    column_limit: Tensor
+
+
+def symmetric_infonce(scores: Tensor, source: Tensor) -> SymmetricInfoNCE:
+    """Row and column InfoNCE losses of one matched set, and their mutual-information bounds.
+
+        row_i    = -log softmax_k(S[i, :])[k(i)]
+        column_i = -log( e^{S[i,k(i)]} / (e^{S[i,k(i)]} + sum_{j: k(j) != k(i)} e^{S[j,k(i)]}) )
+        row_bound = log K - mean row
+        column_bound = mean_i log( (1 + m) e^{S[i,k(i)]} / (e^{S[i,k(i)]} + m Z_i) )
+            with Z_i the mean over principles c of the mean of e^{S[j,k(i)]} over j != i with k(j) = c
+
+    The column loss leaves siblings out, so its negatives come from the other principles alone and
+    log(1 + negatives) - column bounds the divergence from those, not I(Y;C|X): on a toy where the information is log 2
+    it reaches log(1 + negatives). The column bound therefore compares with the marginal, in which the own principle has
+    its share of 1/K, by way of the siblings. m = K min(siblings, completions of any other principle). It holds for
+    every critic (negatives stratified by principle exceed independent ones in no convex loss), approaches the
+    information as completions grow when the critic is the pointwise mutual information, and is 0 without siblings.
+
+    Args:
+        scores: (N, K) critic values in nats. Computed in float32, or float64 when that comes in.
+        source: (N,) integers in [0, K): the principle each completion was sampled under.
+
+    Returns:
+        `SymmetricInfoNCE` of scalars in nats, differentiable with respect to `scores`.
+
+    Raises:
+        ValueError: shapes that do not fit, K below 2, NaN or infinite scores, a source out of range, or a
+            principle without completions.
+
+    Source: METHOD.md sections 4 and 6 (paper: a SAMI-style symmetric InfoNCE; the exact form is our choice; the column
+    bound departs from section 6 for the reason above).
+    """
+    terms = infonce_terms(scores, source)
+    row, column = terms.row.mean(), terms.column.mean()
+    return SymmetricInfoNCE(
+        loss=(row + column) / 2,
+        row=row,
+        column=column,
+        row_bound=math.log(scores.shape[1]) - row,
+        column_bound=terms.column_bound.mean(),
+    )
+
+
+def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:
+    """The per-completion values that `symmetric_infonce` averages. Same arguments, same errors."""
+    _check(scores, source)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    source = source.long()
+    k = scores.shape[1]
+    n = torch.arange(len(source), device=scores.device)
+    own = scores[n, source]
+    # [i, j]: the score of completion j under i's own principle.
+    columns = scores[:, source].T
+    sibling = source[:, None] == source[None, :]
+    itself = torch.eye(len(n), dtype=torch.bool, device=scores.device)
+    column = torch.logsumexp(columns.masked_fill(sibling & ~itself, float("-inf")), dim=1) - own
+    counts = torch.bincount(source, minlength=k)
+    # m / K for each completion: draws of every principle that the marginal's estimate stands for.
+    draws = torch.minimum(counts[source] - 1, _fewest_of_others(counts)[source]).to(scores.dtype)
+    available = (counts[source][None, :] - sibling.long()).clamp(min=1).to(scores.dtype)
+    marginal = torch.logsumexp((columns - available.log()).masked_fill(itself, float("-inf")), dim=1)
+    limit = torch.log1p(k * draws)
+    return InfoNCETerms(
+        row=-torch.log_softmax(scores, dim=1)[n, source],
+        column=column,
+        column_bound=limit + own - torch.logaddexp(own, marginal + draws.log()),
+        column_limit=limit,
+    )
+
+
+def _fewest_of_others(counts: Tensor) -> Tensor:
+    """(K,): the smallest count among the other principles."""
+    others = counts.repeat(len(counts), 1)
+    return (
+        others.masked_fill(torch.eye(len(counts), dtype=torch.bool, device=counts.device), counts.max())
+        .min(1)
+        .values
+    )
+
+
+def pointwise_mutual_information(scores: Tensor) -> Tensor:
+    """The column critic of the metrics: `log p(y|x,c_k) - log mean_k p(y|x,c_k)`.
+
+    `scores` is (N, K), summed log-probabilities in nats; the result has the same shape. The row loss does not
+    change under it. Source: METHOD.md section 6 (our choice).
+    """
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return torch.log_softmax(scores, dim=1) + math.log(scores.shape[1])
+
+
+def _check(scores: Tensor, source: Tensor) -> None:
+    if scores.ndim != 2 or source.ndim != 1 or len(scores) != len(source):
+        raise ValueError(
+            f"scores must be (N, K) and source (N,); found {tuple(scores.shape)} and {tuple(source.shape)}"
+        )
+    if source.is_floating_point() or source.dtype == torch.bool:
+        raise ValueError(f"source must hold integers; found {source.dtype}")
+    k = scores.shape[1]
+    if k < 2:
+        raise ValueError(f"InfoNCE needs at least 2 principles; found K={k}")
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinite values")
+    if len(source) and (source.min() < 0 or source.max() >= k):
+        raise ValueError(
+            f"source must lie in [0, {k}); found values from {int(source.min())} to {int(source.max())}"
+        )
+    counts = torch.bincount(source.long(), minlength=k)
+    if (counts == 0).any():
+        raise ValueError(
+            f"empty group: no completion was sampled under principle {int((counts == 0).nonzero()[0])}"
+        )

@@ -1,0 +1,126 @@
+"""Progress: a bar where somebody watches, plain timed lines where nobody does, and a heartbeat for other processes.
+
+tqdm redraws its bar many times a second, which floods the log of a headless notebook. Source: our choice [D].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_BEATS = 5.0
+HEARTBEAT = "ENIGMA_HEARTBEAT"  # the file that `beat` writes; the pipeline sets it for each stage
+_beaten: dict[str, float] = {}  # when each file was last written
+
+
+def track(
+    iterable: Iterable[Item], description: str, total: int | None = None, unit: str = "it"
+) -> Iterator[Item]:
+    """Yield the items of `iterable` and show how far it is.
+
+    `total` defaults to `len(iterable)` where there is one. In a notebook or terminal: a tqdm bar. Headless (see
+    `headless`): lines on standard error, the first when the work begins, then at most one every 10 s, and one at
+    the end, each with the time used, the rate and, where the total is known, the time left. Leaving the loop
+    early, by break or exception, prints where it stopped.
+    """
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    if headless():
+        return _lines(iterable, description, total, unit)
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(iterable, desc=description, total=total, unit=unit))
+
+
+def headless() -> bool:
+    """Whether nobody watches: ENIGMA_HEADLESS=1, or neither a terminal nor a notebook kernel.
+
+    ENIGMA_HEADLESS=0 asks for the bar in any case. Papermill's kernel looks like a live one; the pipeline sets
+    ENIGMA_HEADLESS=1 for it.
+    """
+    asked = os.environ.get("ENIGMA_HEADLESS", "")
+    if asked:
+        return asked != "0"
+    return not sys.stderr.isatty() and "ipykernel" not in sys.modules
+
+
+def _lines(iterable: Iterable[Item], description: str, total: int | None, unit: str) -> Iterator[Item]:
+    start = shown = time.monotonic()
+    done, whole = 0, False
+    _print(f"{description}: start" + (f", {total} {unit}" if total is not None else ""))
+    beat(description, 0, total, unit)
+    try:
+        for item in iterable:
+            yield item
+            done += 1
+            now = time.monotonic()
+            beat(description, done, total, unit, done / max(now - start, 1e-9))
+            if now - shown >= SECONDS_BETWEEN_LINES and done != total:
+                shown = now
+                _print(progress_line(description, done, total, now - start, unit))
+        whole = True
+    finally:
+        end = "done" if whole else "stopped"
+        _print(progress_line(description, done, total, time.monotonic() - start, unit) + f", {end}")
+
+
+def progress_line(description: str, done: int, total: int | None, seconds: float, unit: str) -> str:
+    """One line: done, total, share, time used, rate, time left (where the total is known and not yet reached)."""
+    share = f"/{total} ({100 * done / total:.0f}%)" if total else ""
+    line = f"{description}: {done}{share} {unit}, {clock(seconds)}"
+    return line + pace(done, total, done / seconds if seconds > 0 else None, unit)
+
+
+def pace(done: int, total: int | None, rate: float | None, unit: str) -> str:
+    """ ", 2 it/s, 0:30 left"; "" without a rate. `rate` is in units per second; slow work is told in seconds per unit."""
+    if not rate:
+        return ""
+    text = f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s/{unit}"
+    return f"{text}, {clock((total - done) / rate)} left" if total and done < total else text
+
+
+def heartbeat_path(folder: Path, stage: str) -> Path:
+    """Where a stage of the results folder `folder` beats. It is of this machine and moment, and never committed."""
+    return folder / "runs" / f"{stage}.heartbeat.json"
+
+
+def beat(
+    what: str, done: int, total: int | None, unit: str, rate: float | None = None, **measures: float
+) -> None:
+    """Write how far the work `what` is to the file that ENIGMA_HEARTBEAT names; without that name, nothing.
+
+    One small JSON: pid, host, time (seconds since 1970), what, done, total, unit, rate (units per second) and the
+    measures (reward, drift). At most one every 5 s, but always the first and the last of a work. A heartbeat that
+    cannot be written is passed over: the work itself matters more.
+    """
+    path = os.environ.get(HEARTBEAT)
+    soon = _beaten.get(path, -math.inf) + SECONDS_BETWEEN_BEATS
+    if not path or (0 < done != total and time.monotonic() < soon):
+        return
+    from enigma.record.results import atomic_write_json
+
+    _beaten[path] = time.monotonic()
+    now = {"pid": os.getpid(), "host": socket.gethostname(), "time": round(time.time(), 1)}
+    now |= {"what": what, "done": done, "total": total, "unit": unit, "rate": rate, **measures}
+    with contextlib.suppress(OSError):
+        atomic_write_json(path, now)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,243 @@
+"""Training runs as processes of their own: several side by side, or one under a launcher's many processes.
+
+Nothing here trains: each job is `python -m enigma train PROFILE --arm A --seed S`, started plainly or through
+`accelerate launch`, `torchrun` and their like. A job writes its own run folder, its output to `log.txt` there, and
+resumes by itself; so jobs may as well be started by hand or by a batch system on other machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from enigma.errors import InputError
+from enigma.profile import run_name
+from enigma.record.progress import HEARTBEAT, beat, heartbeat_path
+
+LAUNCH, JOBS = "ENIGMA_LAUNCH", "ENIGMA_JOBS"
+STARTER = "ENIGMA_STARTER"  # of a job: the process that started it and waits for it
+PATIENCE = 20.0  # seconds that a job has to end when asked to
+
+
+class How(NamedTuple):
+    """`launch`: words of a launcher's command, none for plain processes; `jobs`: at most so many runs at once, 0 to train
+    nothing and only look whether all is there."""
+
+    launch: tuple[str, ...] = ()
+    jobs: int = 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether runs are not trained in this process."""
+        return bool(self.launch) or self.jobs != 1
+
+
+def how(profile) -> How:
+    """What ENIGMA_LAUNCH and ENIGMA_JOBS say, which the command line sets; else the profile's `trainer.launch`, one job.
+
+    Raises InputError for a launcher that is not there and for launched runs side by side, which would meet at one port.
+    """
+    launch = shlex.split(os.environ.get(LAUNCH, profile.trainer.launch or ""))
+    asked = os.environ.get(JOBS, "1")
+    if not asked.isdecimal():
+        raise InputError(f"{JOBS}: found {asked!a:.60}; expected a whole number, 0 or more; correct it")
+    if launch and int(asked) > 1:
+        raise InputError(
+            f"--jobs: found {asked} with the launcher {launch[0]}; expected 1: a launched run has the machine "
+            "to itself; leave out one of them"
+        )
+    if launch and not (found := shutil.which(launch[0], path=_path())):
+        raise InputError(
+            f"--launch: found no program {launch[0]!a:.60}; expected a launcher such as accelerate; install it"
+        )
+    return How((found, *launch[1:]) if launch else (), int(asked))
+
+
+def rank() -> int:
+    """Which of a launcher's processes this is; 0 where there is none."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share(spec, processes: int) -> dict[str, int]:
+    """Device batch and accumulation of one of `processes` for the same completions a step as one process has.
+
+    `spec` is the profile's `trainer`. Matched sets stay whole, and no device batch grows. Raises InputError where the
+    sets cannot be dealt out evenly.
+    """
+    matched = spec.num_principles * spec.num_generations
+    device = spec.per_device_train_batch_size // matched
+    sets = device * spec.gradient_accumulation_steps
+    if sets % processes:
+        raise InputError(
+            f"trainer: found {sets} matched sets a step for {processes} processes; expected a number of "
+            "processes that divides it; change the launcher's number, per_device_train_batch_size or "
+            "gradient_accumulation_steps"
+        )
+    mine = sets // processes
+    accumulation = next(n for n in range(1, mine + 1) if mine % n == 0 and mine // n <= device)
+    return {
+        "per_device_train_batch_size": mine // accumulation * matched,
+        "gradient_accumulation_steps": accumulation,
+    }
+
+
+def shard(runs: list, text: str) -> list:
+    """Every n-th of `runs` from the i-th on, for "i/n" with 1 <= i <= n. Raises InputError for another text."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    i, n = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= i <= n:
+        raise InputError(
+            f"--shard: found {text!a:.60}; expected i/n with i from 1 to n, for example 2/4; correct it"
+        )
+    return runs[i - 1 :: n]
+
+
+# ---- the side that starts jobs --------------------------------------------------------------------------------------
+
+
+def run(profile, results, runs: list[tuple[str, int]], how: How) -> None:
+    """Train `runs`, at most `how.jobs` at once. One that fails does not stop the others.
+
+    Raises InputError or RuntimeError that names every failed run with its reason, once all have ended.
+    """
+    waiting, running, failures, ended = list(runs), {}, {}, 0
+    print(
+        f"training: {len(runs)} runs, {how.jobs} at a time; python -m enigma status shows how far each is",
+        flush=True,
+    )
+    try:
+        while waiting or running:
+            while waiting and len(running) < how.jobs:
+                one, slot = (
+                    waiting.pop(0),
+                    min(set(range(how.jobs)) - {taken for _, taken in running.values()}),
+                )
+                running[one] = _start(profile, results, one, how, slot), slot
+            for one, (process, _) in list(running.items()):
+                if (status := process.poll()) is None:
+                    continue
+                del running[one]
+                ended += 1
+                if status:
+                    failures[run_name(*one)] = _reason(results.run_folder(*one) / "log.txt", status)
+                print(f"{run_name(*one)}: {'failed' if status else 'done'} ({ended}/{len(runs)})", flush=True)
+            beat("training", ended, len(runs), "run")
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            _stop(process)
+    if failures:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        bad_input = all(reason.startswith("error: ") for reason in failures.values())
+        raise (InputError if bad_input else RuntimeError)(
+            f"{told.replace('error: ', '')}; checkpoints are kept, the same command continues; whole output in "
+            f"{results.runs}/<run>/log.txt"
+        )
+
+
+def _start(profile, results, one: tuple[str, int], how: How, slot: int) -> subprocess.Popen:
+    folder = results.run_folder(*one)
+    program = how.launch or (sys.executable,)
+    command = [*program, "-m", "enigma", "train", str(profile.path), "--arm", one[0], "--seed", str(one[1])]
+    command += ["--results", str(results.root.absolute())]
+    own = psutil.Process()
+    environment = {
+        **os.environ,
+        "PATH": _path(),
+        LAUNCH: "",  # the job itself trains
+        JOBS: "1",
+        STARTER: f"{own.pid} {own.create_time()} {socket.gethostname()}",
+        HEARTBEAT: str(heartbeat_path(results.folder, run_name(*one)).absolute()),
+        "ENIGMA_HEADLESS": "1",
+        **_device(slot, how.jobs),
+    }
+    with open(folder / "log.txt", "wb") as log:
+        print(f"{run_name(*one)}: started", flush=True)
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )  # an interrupt comes from here, once
+
+
+def _path() -> str:
+    """Programs beside this Python are found though its environment is not activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def _device(slot: int, jobs: int) -> dict[str, str]:
+    """For jobs side by side: a GPU in turn, or a share of the processor's cores."""
+    if jobs == 1:
+        return {}
+    import torch
+
+    if not (count := torch.cuda.device_count()):
+        return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": named.split(",")[slot % count]}
+
+
+def _reason(log: Path, status: int) -> str:
+    """Why a job ended, in one line: its own words, the rank that was killed, or the exit status."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    if told := re.findall(r"^(?:\[rank\d+\]:\s*)?(error: .*)$", text, re.MULTILINE):
+        return told[0][:500]
+    # The summary of torch's elastic launcher, on which accelerate's stands; ranks that it then ended come before the cause.
+    cause = text.partition("Root Cause")[2]
+    if killed := re.search(r"rank\s*: (\d+) .*?Signal \d+ \((SIG\w+)\) received", cause, re.DOTALL):
+        return f"rank {killed[1]} was ended by {killed[2]}, and the other ranks with it"
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+    return f"ended by signal {-status}" if status < 0 else f"exit status {status}: {last[:300]}"
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ask a job to end, then end what is left of it and of all that it started."""
+    tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    for left in (*tree, process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+# ---- the side of a job ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ends_with_starter() -> Iterator[None]:
+    """Inside, this process ends once the one that started it as a job is gone: a killed run trains no further."""
+    stop = threading.Event()
+    pid, created, host = os.environ.get(STARTER, "0 0 -").split()
+    if host == socket.gethostname():
+        threading.Thread(target=_watch, args=(int(pid), float(created), stop), daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _watch(pid: int, created: float, stop: threading.Event) -> None:
+    while not stop.wait(1.0):
+        try:
+            if psutil.Process(pid).create_time() == created:
+                continue
+        except psutil.NoSuchProcess:
+            pass
+        os._exit(143)  # files are atomic, and the next run removes temporary ones
