@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +29,7 @@ class Principle:
     antithesis: str | None = None
     family: str | None = None
     source: str | None = None
+    paraphrases: tuple[str, ...] = ()
 
 
 _KEYS = tuple(field.name for field in fields(Principle))
@@ -48,28 +47,6 @@ def load_pool(name_or_path: str | Path) -> list[Principle]:
     pool = [_principle(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, start=1)]
     _reject_duplicates(pool, path)
     return pool
-
-
-def chosen_sets(profile, results) -> dict[str, list[Principle]]:
-    """The principles of the sets that stage 1 chose, under the names that the profile's arms have for them.
-
-    Raises InputError for a selection without one of these sets.
-    """
-    selection = results.read_yaml("selection")
-    pool = {p.name: p for p in load_pool(profile.principles.pool)}
-    for name in profile.sets():
-        if name not in selection:
-            raise InputError(
-                f"selection.yaml: found no set {name!r}; expected the sets of the profile's arms; run "
-                "notebook 01_select again"
-            )
-    return {name: [pool[p] for p in selection[name]["principles"]] for name in profile.sets()}
-
-
-def run_key(profile, principles: list[Principle]) -> str:
-    """What a training run depends on: the profile's text and the principles it is trained on. 16 hex characters."""
-    text = json.dumps([profile.hash, [[p.name, p.text] for p in principles]])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -162,8 +139,11 @@ def _principle(entry, where: str) -> Principle:
             f"{where}: unknown key {_quote(unknown[0])}; expected {', '.join(_KEYS)}; remove or rename it"
         )
     values = {
-        key: _string(entry.get(key), f"{where}: {key}", required=key in ("name", "text")) for key in _KEYS
+        key: _string(entry.get(key), f"{where}: {key}", required=key in ("name", "text"))
+        for key in _KEYS
+        if key != "paraphrases"
     }
+    values["paraphrases"] = _strings(entry.get("paraphrases"), f"{where}: paraphrases")
     if not _NAME.fullmatch(values["name"]) or values["name"] in _READ_AS_NUMBERS:
         raise InputError(
             f"{where}: name: found {_quote(values['name'])}; expected a letter, then at most 39 out of a-z, 0-9 and -, "
@@ -174,6 +154,14 @@ def _principle(entry, where: str) -> Principle:
             f"{where}: antithesis: equal to the text; expected its opposite; rewrite or remove it"
         )
     return Principle(**values)
+
+
+def _strings(value, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise InputError(f"{where}: found {_kind(value)}; expected a list of strings; write one")
+    return tuple(_string(item, f"{where} {i}", required=True) for i, item in enumerate(value, start=1))
 
 
 def _string(value, where: str, *, required: bool) -> str | None:

@@ -330,7 +330,9 @@ def fingerprint(spec, seed: int = 0) -> dict:
         return named | {"shape": spec.config.model_dump(), "seed": seed}
     if spec.source == "hub":
         return named | {"id": spec.id, "revision": spec.revision}
-    files = sorted(path for path in Path(spec.id).iterdir() if path.suffix in (".safetensors", ".json", ".jinja"))
+    files = sorted(
+        path for path in Path(spec.id).iterdir() if path.suffix in (".safetensors", ".json", ".jinja")
+    )
     return named | {"files": {path.name: file_hash(path) for path in files}}
 
 

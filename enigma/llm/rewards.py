@@ -1,4 +1,4 @@
-"""Rewards of comparator arms: GRPO that is paid for the principle itself, without ENIGMA's terms.
+"""Further rewards of an arm, by name: GRPO that is paid for the principle itself, without ENIGMA's terms.
 
 An arm of a profile names one under `reward`. It is added to the graded format reward with weight 1, so that such an arm
 loses nothing that the others are paid for. Both are TRL reward functions: lists in, one number a completion out. They
@@ -7,17 +7,80 @@ have one name in TRL's log, `principle_reward`, because an arm has one of them.
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from enigma.data.principles import Principle
+from enigma.errors import InputError
 from enigma.llm import prompts as chat
 from enigma.llm.loading import load_encoder
 from enigma.llm.trainer import own_scores
 from enigma.method.rewards import TAGS
+
+
+class Context(NamedTuple):
+    """What a reward may need: the arm's principles, the tokenizer, placement and demonstration, the device, and a
+    context with the untrained model."""
+
+    principles: Sequence[Principle]
+    tokenizer: object
+    style: dict
+    device: torch.device | str
+    reference: Callable[[], AbstractContextManager]
+
+
+REWARDS: dict[str, Callable[[Context], Callable]] = {}
+ALLOW = "ENIGMA_ALLOW_CODE"  # set by --allow-code
+
+
+def reward(name: str):
+    """Register the decorated builder, Context -> TRL reward function, under a name that a profile can give."""
+
+    def enter(make):
+        REWARDS[name] = make
+        return make
+
+    return enter
+
+
+def build(name: str, context: Context) -> Callable:
+    """The reward function of a profile's `reward`: a registered name, or `module:function` of the user's own.
+
+    Own code is imported only where the command line said --allow-code, because a profile may be somebody else's. It has
+    TRL's signature: lists in, one number a completion out. Raises InputError as `check` does.
+    """
+    check(name)
+    if name in REWARDS:
+        return REWARDS[name](context)
+    module, _, function = name.partition(":")
+    found = getattr(importlib.import_module(module), function, None)
+    if not callable(found):
+        raise InputError(
+            f"reward: {name}: found no function {function!r} in {module}; expected one; correct it"
+        )
+    found.__name__ = NAME
+    return found
+
+
+def check(name: str) -> None:
+    """InputError unless `name` is a registered reward, or code of the user's that may run."""
+    if name == "format" or name in REWARDS:
+        return
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        known = ", ".join(["format", *REWARDS])
+        raise InputError(
+            f"reward: found {name!a:.80}; expected one of {known}, or module:function; correct it"
+        )
+    if os.environ.get(ALLOW) != "1":
+        raise InputError(f"reward: {name} is code; expected a registered reward; add --allow-code to run it")
+
 
 ENCODER_TOKENS = 256  # as the encoder was trained
 NAME = "principle_reward"
@@ -90,3 +153,13 @@ def _untagged(text: str | None) -> str:
     for tag in TAGS:
         text = (text or "").replace(tag, " ")
     return text.strip()
+
+
+@reward("semantic")
+def _semantic(context: Context) -> SemanticReward:
+    return SemanticReward(context.principles, context.device)
+
+
+@reward("following")
+def _following(context: Context) -> FollowingReward:
+    return FollowingReward(context.tokenizer, context.reference, **context.style)

@@ -26,6 +26,54 @@ def prompt_cache(model, input_ids: Tensor, attention_mask: Tensor) -> DynamicCac
     return cache
 
 
+@torch.no_grad()
+def sample_completions(
+    model, tokenizer, encoded: list[list[int]], max_tokens: int, batch_size: int, seed: int
+):
+    """One completion for each encoded prompt: temperature 1, no truncation of the distribution, end token kept.
+
+    Returns lists of token ids of at most `max_tokens`. Sampling has its own seed and leaves the global generators as
+    they were. Source: docs/method.md, eq. 9 (the bounds hold for on-policy samples).
+    """
+    devices = [model.device] if model.device.type == "cuda" else []
+    completions = []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for start in range(0, len(encoded), batch_size):
+            batch = tokenizer.pad(
+                {"input_ids": encoded[start : start + batch_size]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
+            output = model.generate(
+                **batch,
+                past_key_values=prompt_cache(model, **batch),
+                max_new_tokens=max_tokens,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            ends = _end_tokens(model, tokenizer)
+            completions += [
+                _until_end(ids, ends) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
+            ]
+    return completions
+
+
+def _end_tokens(model, tokenizer) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    for t, token in enumerate(ids):
+        if token in ends:
+            return ids[: t + 1]
+    return ids
+
+
 @contextmanager
 def shared_prompts(model):
     """Inside, `model.generate` computes equal prompts once."""

@@ -72,6 +72,13 @@ class EnigmaConfig(GRPOConfig):
     ot_points: int = field(
         default=256, metadata={"help": "Tokens of a matched set that enter the Sinkhorn term."}
     )
+    reference_steps: int = field(
+        default=1,
+        metadata={
+            "help": "What is only logged costs a forward: the reference's view where neither `lambda_ot` nor `beta` needs it, "
+            "and the scores under other principles where `lambda_sami` is 0. They are taken every so many steps."
+        },
+    )
     legibility_steps: int = field(
         default=0,
         metadata={
@@ -92,6 +99,7 @@ class EnigmaConfig(GRPOConfig):
             "ot_budget": (self.ot_budget >= 0, "0 or more"),
             "ot_points": (self.ot_points >= 2, "2 or more"),
             "legibility_steps": (self.legibility_steps >= 0, "0 or more"),
+            "reference_steps": (self.reference_steps >= 1, "1 or more"),
             # The bounds hold for completions drawn from the policy itself.
             "temperature": (self.temperature == 1.0, "1.0: the bounds need on-policy samples"),
             "top_p": (self.top_p == 1.0, "1.0: the bounds need on-policy samples"),
@@ -182,7 +190,8 @@ class EnigmaTrainer(GRPOTrainer):
         output["set_index"] = position // (k * g)
         output["principle_index"] = (position // g) % k
         if self._has_reference():
-            output |= self._reference(output)
+            if self.args.lambda_ot > 0 or self.beta > 0 or self._logs_all():
+                output |= self._reference(output)
             self._log_reference_bound(output)
         return output
 
@@ -207,6 +216,10 @@ class EnigmaTrainer(GRPOTrainer):
         if self._buffered_inputs is not before:
             self._buffered_inputs = regroup(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _logs_all(self) -> bool:
+        """Whether this step also measures what no term of the loss needs."""
+        return not self.model.training or self.state.global_step % self.args.reference_steps == 0
 
     def _has_reference(self) -> bool:
         return self.ref_model is not None or hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
@@ -294,6 +307,7 @@ class EnigmaTrainer(GRPOTrainer):
                 args.num_principles,
                 layers=tuple(args.ot_layers),
                 cross_gradient=args.lambda_sami > 0 and torch.is_grad_enabled(),
+                cross=args.lambda_sami > 0 or self._logs_all(),
             )
         try:
             self._stop_unless_finite(
@@ -303,32 +317,35 @@ class EnigmaTrainer(GRPOTrainer):
             scores = self._scores
         finally:
             self._scores = None
-        sami, bounds = self._sami(scores, inputs), self._bounds(scores, inputs)
         divergence, unconverged = self._divergence(scores, inputs)
         penalty = torch.relu(divergence - args.ot_budget).mean()
-        extra = grpo.new_zeros(())
-        if args.lambda_sami > 0:
-            extra = extra + args.lambda_sami * sami
-        if args.lambda_ot > 0:
-            extra = extra + args.lambda_ot * penalty
         # TRL's loss is already divided for gradient accumulation; the extra terms are means over matched sets.
         scale = self.current_gradient_accumulation_steps if mode == "train" else 1
-        loss = grpo + extra / scale
-        self._log_terms(
-            mode,
-            {
-                "loss/grpo": grpo * scale,
+        terms = {"loss/grpo": grpo * scale, **self._reference_metrics(scores, inputs)}
+        extra = grpo.new_zeros(())
+        if scores.matrix is not None:
+            self._stop_unless_finite("log-probability of a completion", scores.matrix, "under some principle")
+            sami = self._sami(scores, inputs)
+            bounds = self._bounds(scores, inputs)
+            terms |= {
                 "loss/sami": args.lambda_sami * sami,
+                **{f"sami/{name}": bounds[name] for name in bounds},
+            }
+            if args.lambda_sami > 0:
+                extra = extra + args.lambda_sami * sami
+        if "reference_hidden" in inputs:
+            terms |= {
                 "loss/ot": args.lambda_ot * penalty,
-                "sami/row_bound": bounds["row_bound"],
-                "sami/column_bound": bounds["column_bound"],
                 "ot/divergence": divergence.mean(),
                 "ot/unconverged": unconverged,
-                **self._reference_metrics(scores, inputs),
-            },
+            }
+            if args.lambda_ot > 0:
+                extra = extra + args.lambda_ot * penalty
+        loss = grpo + extra / scale
+        self._log_terms(mode, terms)
+        self._stop_unless_finite(
+            "loss", loss, ", ".join(f"{name} {value.item()}" for name, value in terms.items())
         )
-        parts = f"grpo {grpo.item()}, sami {sami.item()}, divergence {divergence.mean().item()}"
-        self._stop_unless_finite("loss", loss, parts)
         return loss
 
     def _stop_unless_finite(self, what: str, values: Tensor, where: str) -> None:
@@ -421,19 +438,20 @@ class MatchedScores:
     logps: Tensor  # (B, T) under the completion's own prompt, with gradient
     entropy: Tensor  # (B, T)
     hidden: Tensor | None  # (B, T, layers, d) under the own prompt, with gradient
-    matrix: Tensor  # (sets, K, N, T) under every prompt of the set
+    matrix: Tensor | None  # (sets, K, N, T) under every prompt of the set, where asked for
     mask: Tensor  # (B, T) bool
     sets: int
 
 
 def score_matched_sets(
-    model, inputs: dict, k: int, *, layers: tuple[int, ...], cross_gradient: bool
+    model, inputs: dict, k: int, *, layers: tuple[int, ...], cross_gradient: bool, cross: bool = True
 ) -> MatchedScores:
     """Score every completion of a batch under every prompt of its matched set.
 
     `inputs` holds TRL's rollouts, rows ordered by set, then principle, then generation (`set_index` and
     `principle_index` say so). With `cross_gradient` one packed forward serves all; without it the completions under
-    other prompts, which then are only logged, are scored without gradient. All values in nats.
+    other prompts, which then are only logged, are scored without gradient, and not at all without `cross`. All values in
+    nats.
     """
     prompts, completions = _prompts_and_completions(inputs)
     b, t = inputs["completion_ids"].shape
@@ -452,12 +470,12 @@ def score_matched_sets(
     else:
         groups = [list(range(p * g, (p + 1) * g)) for p in range(sets * k)]
         scores = completion_logprobs(model, firsts, completions, groups, layers=layers, entropy=True)
-        matrix = _add_cross_scores(model, firsts, completions, scores.logps, sets, k, g)
+        matrix = _add_cross_scores(model, firsts, completions, scores.logps, sets, k, g) if cross else None
     return MatchedScores(
         logps=_width(scores.logps[own], t),
         entropy=_width(scores.entropy[own], t),
         hidden=_width(scores.hidden[own], t) if layers else None,
-        matrix=_width(matrix, t, dim=3),
+        matrix=None if matrix is None else _width(matrix, t, dim=3),
         mask=inputs["completion_mask"].bool(),
         sets=sets,
     )

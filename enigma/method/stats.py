@@ -70,6 +70,36 @@ def mean_interval(
     return Interval(mean, float(low), float(high))
 
 
+def student_interval(values, level: float = 0.95) -> Interval:
+    """Mean of independent units (n,) with Student's t interval: for few units, such as training seeds.
+
+    NaN ends with fewer than two units.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    if n < 2:
+        return Interval(float(values.mean()) if n else float("nan"), float("nan"), float("nan"))
+    reach = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return Interval(float(values.mean()), float(values.mean() - reach), float(values.mean() + reach))
+
+
+def ratio_interval(
+    numerator, denominator, support: tuple[float, float] = (-np.inf, np.inf), level: float = 0.95
+) -> Interval:
+    """Ratio of two sums over independent units, (n,) each, with an interval by influence values.
+
+    The influence of unit q on R = sum a / sum b is n (a_q - R b_q) / sum b; their spread gives the standard error, and
+    Student's t with n - 1 degrees the ends, which are cut to `support` (never past the estimate). NaN ends with one unit.
+    """
+    a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    n, value = len(a), a.sum() / b.sum()
+    if n < 2:
+        return Interval(float(value), float("nan"), float("nan"))
+    _, low, high = student_interval(n * (a - value * b) / b.sum(), level)
+    low, high = max(value + low, min(value, support[0])), min(value + high, max(value, support[1]))
+    return Interval(float(value), float(low), float(high))
+
+
 def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:
     """Two-sided p-value of no difference between paired scores, both (n,), in [0, 1].
 
@@ -94,9 +124,7 @@ def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of (m,) p-values: smallest times m, next times m-1, ..., never falling, at most 1."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * steps))
-    return corrected
+    """Holm's step-down correction of (m,) p-values, by statsmodels; empty in, empty out."""
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1] if len(p_values) else np.asarray(p_values, dtype=float)

@@ -74,7 +74,9 @@ class Store:
     def place(self, piece: Piece) -> Path:
         """Where the piece lies once it is finished."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}", piece.name):
-            raise InputError(f"{piece.stage}: found the name {piece.name!a:.60}; expected letters, digits, _ . and -")
+            raise InputError(
+                f"{piece.stage}: found the name {piece.name!a:.60}; expected letters, digits, _ . and -"
+            )
         return self.folder / piece.stage / piece.name / piece.key
 
     def work_folder(self, piece: Piece) -> Path:
@@ -144,7 +146,9 @@ class Store:
         if self.place(piece).with_suffix(".work").is_dir():
             fault = "begun, not finished"
         others = [_marker(path) for path in self._siblings(piece)]
-        changed = min((changes(other["recipe"], piece.recipe) for other in others if other), key=len, default=[])
+        changed = min(
+            (changes(other["recipe"], piece.recipe) for other in others if other), key=len, default=[]
+        )
         return f"{fault}; changed since it was last made: {', '.join(changed)}" if changed else fault
 
     def _siblings(self, piece: Piece) -> list[Path]:

@@ -61,7 +61,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def interval_text(value: float, low: float, high: float) -> str:
-    """"0.12 [0.05, 0.19]" with three significant digits, "0.12" without an interval, "not measured" for NaN."""
+    """ "0.12 [0.05, 0.19]" with three significant digits, "0.12" without an interval, "not measured" for NaN."""
     if math.isnan(value):
         return "not measured"
     number = f"{value:.3g}"
@@ -79,4 +79,6 @@ def _markdown_cell(value) -> str:
 def markdown_text(text: str) -> str:
     """`text` in one line of Markdown that shows it and does nothing else."""
     escaped = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*_]|\](?=[(\[]))", r"\\\1", escaped)  # a bracket matters only where it could be a link's
+    return re.sub(
+        r"([\\`*_]|\](?=[(\[]))", r"\\\1", escaped
+    )  # a bracket matters only where it could be a link's

@@ -1,25 +1,18 @@
-"""Progress: a bar where somebody watches, plain timed lines where nobody does, and a heartbeat for other processes.
+"""Progress: a bar where somebody watches, plain timed lines where nobody does.
 
 tqdm redraws its bar many times a second, which floods the log of a headless notebook. Source: our choice [D].
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_BEATS = 5.0
-HEARTBEAT = "ENIGMA_HEARTBEAT"  # the file that `beat` writes; the pipeline sets it for each stage
-_beaten: dict[str, float] = {}  # when each file was last written
 
 
 def track(
@@ -57,13 +50,11 @@ def _lines(iterable: Iterable[Item], description: str, total: int | None, unit: 
     start = shown = time.monotonic()
     done, whole = 0, False
     _print(f"{description}: start" + (f", {total} {unit}" if total is not None else ""))
-    beat(description, 0, total, unit)
     try:
         for item in iterable:
             yield item
             done += 1
             now = time.monotonic()
-            beat(description, done, total, unit, done / max(now - start, 1e-9))
             if now - shown >= SECONDS_BETWEEN_LINES and done != total:
                 shown = now
                 _print(progress_line(description, done, total, now - start, unit))
@@ -86,33 +77,6 @@ def pace(done: int, total: int | None, rate: float | None, unit: str) -> str:
         return ""
     text = f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s/{unit}"
     return f"{text}, {clock((total - done) / rate)} left" if total and done < total else text
-
-
-def heartbeat_path(folder: Path, stage: str) -> Path:
-    """Where a stage of the results folder `folder` beats. It is of this machine and moment, and never committed."""
-    return folder / "runs" / f"{stage}.heartbeat.json"
-
-
-def beat(
-    what: str, done: int, total: int | None, unit: str, rate: float | None = None, **measures: float
-) -> None:
-    """Write how far the work `what` is to the file that ENIGMA_HEARTBEAT names; without that name, nothing.
-
-    One small JSON: pid, host, time (seconds since 1970), what, done, total, unit, rate (units per second) and the
-    measures (reward, drift). At most one every 5 s, but always the first and the last of a work. A heartbeat that
-    cannot be written is passed over: the work itself matters more.
-    """
-    path = os.environ.get(HEARTBEAT)
-    soon = _beaten.get(path, -math.inf) + SECONDS_BETWEEN_BEATS
-    if not path or (0 < done != total and time.monotonic() < soon):
-        return
-    from enigma.record.results import atomic_write_json
-
-    _beaten[path] = time.monotonic()
-    now = {"pid": os.getpid(), "host": socket.gethostname(), "time": round(time.time(), 1)}
-    now |= {"what": what, "done": done, "total": total, "unit": unit, "rate": rate, **measures}
-    with contextlib.suppress(OSError):
-        atomic_write_json(path, now)
 
 
 def clock(seconds: float) -> str:

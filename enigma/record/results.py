@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -30,7 +29,14 @@ from filelock import FileLock, Timeout
 from enigma.errors import InputError
 from enigma.record.cache import Store, digest
 from enigma.record.cells import csv_text, read_csv
-from enigma.record.files import atomic_write_bytes, atomic_write_json, atomic_write_text, file_hash, plain, read_json
+from enigma.record.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    file_hash,
+    plain,
+    read_json,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "results" / "reference"
@@ -60,7 +66,9 @@ class Results:
             raise InputError(f"root: found {root!r}; expected the path of a folder; correct it")
         self.profile, self.root, self.read_only = profile, Path(root), read_only
         if not read_only and self.root.resolve() == REFERENCE:
-            raise InputError(f"{root}: found the published results; expected a folder of your own; choose another")
+            raise InputError(
+                f"{root}: found the published results; expected a folder of your own; choose another"
+            )
         self.folder = self.root / profile.name
         self.figures, self.tables = self.folder / FIGURE, self.folder / TABLE
         self.notebooks, self.raw = self.folder / "notebooks", self.folder / "raw"
@@ -114,7 +122,9 @@ class Results:
             return json.loads(gzip.decompress(path.read_bytes()).decode("utf-8", "surrogatepass"))
         except (OSError, EOFError, ValueError) as error:
             found = " ".join(str(error).split())
-            raise InputError(f"{path}: {found}; expected the rows of stage {stage}; run that notebook again") from None
+            raise InputError(
+                f"{path}: {found}; expected the rows of stage {stage}; run that notebook again"
+            ) from None
 
     # -- tables
 
@@ -149,7 +159,9 @@ class Results:
                 f"again from notebook {sidecar['stage']}"
             )
         if not path.is_file() or file_hash(path) != sidecar["sha256"]:
-            raise InputError(f"{path}: is missing or was changed; expected it as it was written; run {sidecar['stage']}")
+            raise InputError(
+                f"{path}: is missing or was changed; expected it as it was written; run {sidecar['stage']}"
+            )
         try:
             return read_csv(path, sidecar["text_columns"])
         except ValueError as error:
@@ -206,7 +218,9 @@ class Results:
             raise InputError(f"{path}: published results are only read; `enigma publish` writes them")
         # The file itself may be a link: a rename replaces the link. A folder on the way may not lead outside.
         if not path.parent.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(f"{path.parent}: found a link out of {self.root}; expected a folder; remove the link")
+            raise InputError(
+                f"{path.parent}: found a link out of {self.root}; expected a folder; remove the link"
+            )
         return path
 
     def _write_sidecar(self, path: Path, caption: str, stage: str, inputs: Sequence[str], more: dict) -> None:

@@ -43,7 +43,7 @@ def run(stage: ModuleType, profile, results) -> dict[str, pd.DataFrame]:
 
 
 def short_name(stage: ModuleType) -> str:
-    """"select" of the module enigma.stages.select."""
+    """ "select" of the module enigma.stages.select."""
     return stage.__name__.rsplit(".", 1)[1]
 
 

@@ -25,7 +25,6 @@ import psutil
 
 from enigma.errors import InputError
 from enigma.profile import run_name
-from enigma.record.progress import HEARTBEAT, beat, heartbeat_path
 
 LAUNCH, JOBS = "ENIGMA_LAUNCH", "ENIGMA_JOBS"
 STARTER = "ENIGMA_STARTER"  # of a job: the process that started it and waits for it
@@ -45,12 +44,14 @@ class How(NamedTuple):
         return bool(self.launch) or self.jobs != 1
 
 
-def how(profile) -> How:
-    """What ENIGMA_LAUNCH and ENIGMA_JOBS say, which the command line sets; else the profile's `trainer.launch`, one job.
+def how() -> How:
+    """What ENIGMA_LAUNCH and ENIGMA_JOBS say, which the command line sets; by default one job in this process.
+
+    A profile never names a launcher: it would be a command that a downloaded file runs.
 
     Raises InputError for a launcher that is not there and for launched runs side by side, which would meet at one port.
     """
-    launch = shlex.split(os.environ.get(LAUNCH, profile.trainer.launch or ""))
+    launch = shlex.split(os.environ.get(LAUNCH, ""))
     asked = os.environ.get(JOBS, "1")
     if not asked.isdecimal():
         raise InputError(f"{JOBS}: found {asked!a:.60}; expected a whole number, 0 or more; correct it")
@@ -113,14 +114,14 @@ def shard(runs: list, text: str) -> list:
 # ---- the side that starts jobs --------------------------------------------------------------------------------------
 
 
-def run(profile, results, runs: list[tuple[str, int]], how: How) -> None:
-    """Train `runs`, at most `how.jobs` at once. One that fails does not stop the others.
+def run(profile, root: Path, logs: dict[tuple[str, int], Path], how: How) -> None:
+    """Train the runs of `logs`, each with its log file, into the results folder `root`; at most `how.jobs` at once. One that fails does not stop the others.
 
     Raises InputError or RuntimeError that names every failed run with its reason, once all have ended.
     """
-    waiting, running, failures, ended = list(runs), {}, {}, 0
+    waiting, running, failures, ended = list(logs), {}, {}, 0
     print(
-        f"training: {len(runs)} runs, {how.jobs} at a time; python -m enigma status shows how far each is",
+        f"training: {len(logs)} runs, {how.jobs} at a time; python -m enigma status shows how far each is",
         flush=True,
     )
     try:
@@ -130,16 +131,15 @@ def run(profile, results, runs: list[tuple[str, int]], how: How) -> None:
                     waiting.pop(0),
                     min(set(range(how.jobs)) - {taken for _, taken in running.values()}),
                 )
-                running[one] = _start(profile, results, one, how, slot), slot
+                running[one] = _start(profile, root, one, logs[one], how, slot), slot
             for one, (process, _) in list(running.items()):
                 if (status := process.poll()) is None:
                     continue
                 del running[one]
                 ended += 1
                 if status:
-                    failures[run_name(*one)] = _reason(results.run_folder(*one) / "log.txt", status)
-                print(f"{run_name(*one)}: {'failed' if status else 'done'} ({ended}/{len(runs)})", flush=True)
-            beat("training", ended, len(runs), "run")
+                    failures[run_name(*one)] = _reason(logs[one], status)
+                print(f"{run_name(*one)}: {'failed' if status else 'done'} ({ended}/{len(logs)})", flush=True)
             time.sleep(0.2)
     finally:
         for process, _ in running.values():
@@ -149,15 +149,14 @@ def run(profile, results, runs: list[tuple[str, int]], how: How) -> None:
         bad_input = all(reason.startswith("error: ") for reason in failures.values())
         raise (InputError if bad_input else RuntimeError)(
             f"{told.replace('error: ', '')}; checkpoints are kept, the same command continues; whole output in "
-            f"{results.runs}/<run>/log.txt"
+            f"{', '.join(str(log) for log in logs.values())}"
         )
 
 
-def _start(profile, results, one: tuple[str, int], how: How, slot: int) -> subprocess.Popen:
-    folder = results.run_folder(*one)
+def _start(profile, root: Path, one: tuple[str, int], log: Path, how: How, slot: int) -> subprocess.Popen:
     program = how.launch or (sys.executable,)
     command = [*program, "-m", "enigma", "train", str(profile.path), "--arm", one[0], "--seed", str(one[1])]
-    command += ["--results", str(results.root.absolute())]
+    command += ["--results", str(root.absolute())]
     own = psutil.Process()
     environment = {
         **os.environ,
@@ -165,14 +164,18 @@ def _start(profile, results, one: tuple[str, int], how: How, slot: int) -> subpr
         LAUNCH: "",  # the job itself trains
         JOBS: "1",
         STARTER: f"{own.pid} {own.create_time()} {socket.gethostname()}",
-        HEARTBEAT: str(heartbeat_path(results.folder, run_name(*one)).absolute()),
         "ENIGMA_HEADLESS": "1",
         **_device(slot, how.jobs),
     }
-    with open(folder / "log.txt", "wb") as log:
+    with open(log, "wb") as output:
         print(f"{run_name(*one)}: started", flush=True)
         return subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
         )  # an interrupt comes from here, once
 
 

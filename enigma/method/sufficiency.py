@@ -1,0 +1,169 @@
+"""The Sufficiency Index: how much of a principle's identity does a chain of thought carry?
+
+For one question, N completions were sampled under K principles; `scores[i, k]` is the summed log-probability (nats) of
+completion i under principle k. With a uniform prior the posterior of the principle is
+
+    pi_ik = p(c_k | y_i, x) = softmax_k S[i, :]                                                      (eq. 9)
+
+and SI is the information that a completion has about its principle, as a share of what there is to know:
+
+    SI = I(Y; C | X) / log K                                                                        (eq. 11)
+
+On the untrained model that wrote the completions the posterior is exact. Then a completion speaks for every principle
+in proportion to its posterior, and not only for the one that it was sampled under (Rao-Blackwell): a quarter of the
+variance, and no further forward. All sums here are over the completions of one question, so that intervals can be
+taken over questions. Left out: a prior that is not uniform. Source: our choice [D]; the paper's own formula is not known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from enigma.method.stats import Interval, ratio_interval
+
+
+class Ratio(NamedTuple):
+    """Question by question, (..., questions) each: the sum of weighted information in nats, and of the weights."""
+
+    information: np.ndarray
+    weight: np.ndarray
+
+    def sufficiency(self, k: int) -> np.ndarray:
+        """SI (...,) over all questions, for K competing principles."""
+        return sufficiency_index(self.information.sum(-1) / self.weight.sum(-1), k)
+
+    def interval(self, k: int) -> Interval:
+        """SI with its 95 % interval over questions. The information lies in [0, log K], and so the ends in [0, 1]."""
+        found = ratio_interval(self.information, self.weight, support=(0.0, math.log(k)))
+        return Interval(*(sufficiency_index(end, k) for end in found))
+
+
+def sufficiency_index(information, k: int):
+    """SI = I / log K (eq. 11): information in nats about one of K principles, as a share of log K, in (-inf, 1]."""
+    return information / math.log(k)
+
+
+def principle_information(scores: list, critic: list | None = None) -> Ratio:
+    """Rao-Blackwellised information about each principle of a pool, (K, questions) sums.
+
+        I_k = sum_i pi_ik (log K + log q_ik) / sum_i pi_ik                                           (eq. 12)
+
+    `scores`: for each question the (N, K) matrix of the model that wrote the completions, which gives the weights pi.
+    `critic`: matrices of the reader q, by default the same: then q = pi and I_k is the information itself. Another
+    reader (other wordings, another model) gives a lower bound of it.
+    """
+    information, weight = [], []
+    for own, read in zip(scores, critic or scores, strict=True):
+        posterior = np.exp(log_softmax(np.asarray(own, dtype=float), axis=1))
+        gain = math.log(posterior.shape[1]) + log_softmax(np.asarray(read, dtype=float), axis=1)
+        information.append((posterior * gain).sum(0))
+        weight.append(posterior.sum(0))
+    return Ratio(np.stack(information, axis=-1), np.stack(weight, axis=-1))
+
+
+def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
+    """Rao-Blackwellised information within sets of principles, from the pool's own matrices, (sets, questions) sums.
+
+        w_i = sum_{c in S} pi_ic,   I_S = sum_i w_i (log|S| + sum_{c in S} pi_ic / w_i log q_ic(S)) / sum_i w_i    (eq. 13)
+
+    where q(S) is the reader's posterior within the set. A completion counts as far as it may have been written under
+    one of the set's principles. `sets`: (sets, size) indices in [0, K). `scores`, `critic` as in
+    `principle_information`.
+    """
+    sets = np.asarray(sets)
+    information, weight = np.empty((len(sets), len(scores))), np.empty((len(sets), len(scores)))
+    for q, (own, read) in enumerate(zip(scores, critic or scores, strict=True)):
+        posterior = np.exp(log_softmax(np.asarray(own, dtype=float), axis=1))
+        read = np.asarray(read, dtype=float)
+        # A slice of the sets at a time: all of a large pool's would fill the memory.
+        for some in np.array_split(np.arange(len(sets)), math.ceil(len(sets) / 500)):
+            mine, seen = posterior[:, sets[some]], read[:, sets[some]]
+            gain = math.log(sets.shape[1]) + seen - logsumexp(seen, axis=-1, keepdims=True)
+            information[some, q] = (mine * gain).sum((0, 2))
+            weight[some, q] = mine.sum((0, 2))
+    return Ratio(information, weight)
+
+
+def sampled_information(scores: list, source: list) -> Ratio:
+    """The plain estimate: each completion speaks for the principle that it was sampled under alone, (K, questions).
+
+        I_k = mean over i with k(i) = k of log K + log softmax_k S[i, :][k]                          (eq. 10)
+
+    For a critic that did not write the completions this is a Barber-Agakov lower bound of the information. `source`: for
+    each question (N,) integers in [0, K).
+    """
+    information, weight = [], []
+    for matrix, own in zip(scores, source, strict=True):
+        gain = log_softmax(np.asarray(matrix, dtype=float), axis=1)
+        k = gain.shape[1]
+        member = np.eye(k)[np.asarray(own)]
+        information.append((member * (math.log(k) + gain)).sum(0))
+        weight.append(member.sum(0))
+    return Ratio(np.stack(information, axis=-1), np.stack(weight, axis=-1))
+
+
+def pooled(ratio: Ratio) -> Ratio:
+    """All principles of a `Ratio` together, (questions,)."""
+    return Ratio(ratio.information.sum(0), ratio.weight.sum(0))
+
+
+def within(scores: list, source: list, members) -> tuple[list, list]:
+    """Matrices and sources of a set alone: its columns, and the completions that were sampled under them."""
+    kept = []
+    for matrix, own in zip(scores, source, strict=True):
+        rows = np.isin(own, members)
+        kept.append(
+            (np.asarray(matrix)[rows][:, members], [list(members).index(k) for k in np.asarray(own)[rows]])
+        )
+    return [matrix for matrix, _ in kept], [own for _, own in kept]
+
+
+# ---- choosing sets -------------------------------------------------------------------------------------------------
+
+
+def candidate_sets(families: list, size: int, balanced: bool, limit: int = 5000, seed: int = 0) -> np.ndarray:
+    """Sets of `size` principles, (sets, size) indices: all while there are at most `limit`, else as many drawn by `seed`.
+
+    `families`: the family of each principle. With `balanced` no family has more members than it must, so that a set is
+    not chosen for one style. Raises ValueError where no set is so.
+    """
+    n = len(families)
+    if math.comb(n, size) <= limit:
+        drawn = list(itertools.combinations(range(n), size))
+    else:
+        generator = np.random.default_rng(seed)
+        drawn = sorted(
+            {tuple(sorted(generator.choice(n, size, replace=False).tolist())) for _ in range(limit)}
+        )
+    sets = np.array(drawn)
+    if balanced:
+        codes = np.unique(np.array(families, dtype=str), return_inverse=True)[1]
+        most = math.ceil(size / (codes.max() + 1))
+        counts = np.stack([(codes[sets] == code).sum(1) for code in range(codes.max() + 1)])
+        sets = sets[(counts <= most).all(0)]
+    if not len(sets):
+        raise ValueError("no set is balanced by family; expected families of several principles")
+    return sets
+
+
+def select(values: np.ndarray, sets: np.ndarray, names) -> dict[str, tuple[int, ...]]:
+    """The sets that `names` asks for, by their SI `values` (sets,).
+
+    `high` has the highest SI, `low` the lowest of those that share no principle with it. Another name is a number q in
+    (0, 1): the set whose SI is at that quantile of all. Raises ValueError where no set is disjoint from the high one.
+    """
+    high = sets[values.argmax()]
+    apart = ~np.isin(sets, high).any(1)
+    if not apart.any():
+        raise ValueError("no set is disjoint from the high-SI set; expected a pool of at least two sets")
+    order = values.argsort(kind="stable")
+    chosen = {"high": high, "low": sets[apart][values[apart].argmin()]}
+    for name in names:
+        if name not in chosen:
+            chosen[name] = sets[order[round(float(name) * (len(order) - 1))]]
+    return {name: tuple(chosen[name].tolist()) for name in names}
