@@ -65,13 +65,10 @@ def pool_pieces(profile, pool: list[Principle], name: str) -> list[Piece]:
         "wordings": wordings(pool) if spec.echo else [],
         **{key: getattr(spec, key) for key in ("samples", "max_tokens", "batch_size")},
     }
+    parts = [questions[i : i + step] for i in range(0, len(questions), step)]
     return [
-        Piece(
-            "select",
-            f"{name}-{i:03d}",
-            {**common, "questions": questions[i : i + step], "seed": profile.seeds.sampling + i},
-        )
-        for i in range(0, len(questions), step)
+        Piece("select", f"{name}-{i:03d}", {**common, "questions": part, "seed": profile.seeds.sampling + i})
+        for i, part in enumerate(parts)
     ]
 
 
