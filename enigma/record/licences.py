@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 
-from enigma.tasks.external import EXTERNAL
+from enigma.tasks.catalogue import licence
 
 OURS = "Apache-2.0"
 EMBEDDED = "SmolLM2-135M-Instruct, Apache-2.0"

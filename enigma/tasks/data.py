@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
-import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
 from enigma.data.principles import load_pool
@@ -13,31 +14,42 @@ from enigma.data.questions import load_questions
 from enigma.errors import InputError
 from enigma.llm.prompts import messages
 from enigma.method.rewards import graded_format, strict_format
-from enigma.tasks.generate import FOLDER, read
+from enigma.tasks.robustness import documents
 
 FORMAT_QUESTIONS = 32
 
 
-def truthfulness(**_) -> dict[str, datasets.Dataset]:
-    """The misconceptions, in TruthfulQA's multiple-choice layout."""
-    return {"test": datasets.Dataset.from_list(read(FOLDER / "truthfulness.jsonl"))}
+def knowledge(**_) -> dict[str, datasets.Dataset]:
+    """Easy facts, written by scripts/items.py."""
+    return {"test": datasets.Dataset.from_list(read("knowledge"))}
 
 
 def reasoning(**_) -> dict[str, datasets.Dataset]:
-    """The items that `generate.reasoning` wrote."""
-    return {"test": datasets.Dataset.from_list(read(FOLDER / "reasoning.jsonl"))}
+    """Easy inferences, written by scripts/items.py."""
+    return {"test": datasets.Dataset.from_list(read("reasoning"))}
+
+
+def truthfulness(**_) -> dict[str, datasets.Dataset]:
+    """A true sentence among three false ones, written by scripts/items.py."""
+    return {"test": datasets.Dataset.from_list(read("truthfulness"))}
 
 
 def robustness(**_) -> dict[str, datasets.Dataset]:
-    """The items under every condition that `generate.robustness` wrote."""
-    return {"test": datasets.Dataset.from_list(read(FOLDER / "robustness.jsonl"))}
+    """Items of knowledge and reasoning under every condition."""
+    return {"test": datasets.Dataset.from_list(documents())}
+
+
+def read(name: str) -> list[dict]:
+    """The rows of <name>.jsonl beside this file."""
+    lines = (Path(__file__).parent / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def adherence(**_) -> dict[str, datasets.Dataset]:
     """Each pair of responses twice: under a principle of the default pool, and under its antithesis."""
     pool = {principle.name: principle for principle in load_pool("default")}
     rows = []
-    for number, pair in enumerate(read(FOLDER / "adherence.jsonl")):
+    for number, pair in enumerate(read("adherence")):
         principle = pool[pair["principle"]]
         asked = [(principle.name, principle.text), (f"not {principle.name}", principle.antithesis)]
         choices = [
@@ -63,21 +75,6 @@ def heldout_questions(**_) -> dict[str, datasets.Dataset]:
     built_in = SimpleNamespace(source="builtin")
     questions = load_questions(built_in, "heldout", FORMAT_QUESTIONS, seed=0)
     return {"test": datasets.Dataset.from_list([{"question": question} for question in questions])}
-
-
-def mc1_and_mc2(doc: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """TruthfulQA's two marks from the log-probabilities (nats) of mc2's choices.
-
-    mc1: 1.0 where the likeliest of mc1's choices is the right one, else 0.0. mc2: probability of the right choices
-    over the probability of all, in [0, 1]. Both by the rules of lm-eval's truthfulqa_mc1 and truthfulqa_mc2.
-    """
-    choices = doc["mc2_targets"]["choices"]
-    logps = np.array([logp for logp, _ in results])
-    single = [logps[choices.index(choice)] for choice in doc["mc1_targets"]["choices"]]
-    share = np.exp(logps - logps.max())
-    right = np.array(doc["mc2_targets"]["labels"]) == 1
-    mc1 = float(doc["mc1_targets"]["labels"][int(np.argmax(single))])
-    return {"mc1": mc1, "mc2": float(share[right].sum() / share.sum())}
 
 
 def format_marks(doc: dict, results: list[str]) -> dict[str, float]:
