@@ -3,14 +3,16 @@
 # make test        set up, lint, test
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes
-# make verify      recompute the committed tables and compare; AGAINST=DIR: with a rerun's too
+# make verify      make the published tables again from their rows and check every file
 # make bench       time and memory of the trainer against named peers, into benchmarks/
-# make lab         JupyterLab on the notebooks
+# make lab         JupyterLab on a scratch copy of the notebooks, in lab/
 # make clean       remove the environment and what tools left behind; results stay
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := reproduce
+
+export OMP_WAIT_POLICY = PASSIVE
 
 PROFILE ?= cpu
 PYTHON ?= python3
@@ -54,14 +56,18 @@ smoke: setup
 	$(RUN) -m enigma run smoke
 
 verify: setup
-	$(RUN) -m enigma verify $(PROFILE) $(if $(AGAINST),--against $(AGAINST))
+	$(RUN) -m enigma verify $(PROFILE)
 
 bench: setup
 	$(RUN) -m benchmarks
 
 lab: setup
-	$(RUN) -m jupyter lab notebooks
+	mkdir -p lab
+	for source in notebooks/*.py; do \
+	  test -e lab/$$(basename $$source .py).ipynb || $(RUN) -m jupytext --quiet --to ipynb --output lab/$$(basename $$source .py).ipynb $$source; \
+	done
+	$(RUN) -m jupyter lab lab
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) lab build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 Nothing here imports a model library. `load_profile` either returns a `Profile` in which every key, type and
 combination has been checked, or raises `InputError` with one line: file, key, value found, expectation.
-Derived sizes (`sizes`) are arithmetic on a profile. What the keys mean is said beside them in `profiles/cpu.yaml`.
+What the keys mean is said beside them in `profiles/cpu.yaml`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -97,7 +96,6 @@ class Sufficiency(Section):
     questions: Annotated[int, Field(ge=2)]
     samples: Count
     max_tokens: Count
-    contrast: Literal["others", "antithesis", "both"]
     heldout: Annotated[int, Field(ge=2)]
     batch_size: Count
     # Completions are also scored under paraphrases of the principles, so that SI is known without echoed words.
@@ -571,135 +569,3 @@ def _section_of(annotation) -> type[BaseModel]:
 def _shown(value, limit: int = 60) -> str:
     text = "null" if value is None else " ".join(repr(value).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-# ---- derived sizes -------------------------------------------------------------------------------------------------
-
-# Rates of the embedded model (134.5 M parameters) in bfloat16 on 2 CPU cores, from the committed run of `cpu`; other
-# models are scaled by their number of parameters. An estimate to plan by, not a promise.
-EMBEDDED_PARAMETERS = 134.5e6
-SAMPLE_RATE = 110.0  # completion tokens sampled per second, 16 or more in a batch
-TRAIN_RATE = 145.0  # completion tokens x principles through forward and backward per second
-SCORE_RATE = 660.0  # completion tokens x principles through a forward pass per second
-ITEM_SECONDS = 0.17  # one benchmark item with all its choices
-GEOMETRY_RATE = 100.0  # tokens per second for one model, all layers, with the Sinkhorn divergences
-STAGE_SECONDS = 20.0  # a stage's imports, model loading and figures
-BASE_MEMORY_GB = 1.2  # interpreter and libraries
-ACTIVATION_GB = 1.6  # per 1,000 completion tokens of a device batch, embedded model in bfloat16
-ITEMS = {
-    "enigma_reasoning": 160,
-    "enigma_truthfulness": 117,
-    "enigma_format": 32,
-    "enigma_robustness": 38,
-    "enigma_adherence": 32,
-    "truthfulqa_mc1": 817,
-    "truthfulqa_mc2": 817,
-    "gsm8k": 1319,
-    "gpqa_main_zeroshot": 448,
-    "gpqa_main_generative_n_shot": 448,
-    "gpqa_main_cot_zeroshot": 448,
-}
-PROMPTS = {"enigma_robustness": 7, "enigma_adherence": 2}  # for each item, where not one
-UNKNOWN_ITEMS = 1000  # a task that is not listed
-HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
-EMBEDDED_VOCABULARY = 49_152
-ADAPTER_SHARE = 0.007  # of the model's parameters: LoRA r=16 on two projections
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a profile amounts to. Estimates are None where the model's size is not known in advance."""
-
-    runs: int
-    total_steps: int
-    completions_per_step: int
-    tokens_per_step: int
-    total_tokens: int
-    selection_completions: int
-    benchmark_items: int
-    parameters: float | None
-    minutes: float | None
-    memory_gb: float | None
-    disk_gb: float | None
-
-
-def sizes(profile: Profile, pool_size: int) -> Sizes:
-    """Derived sizes of a profile whose pool has `pool_size` principles.
-
-    Tokens are upper limits (completions that fill the limit), counted over all devices = 1. `minutes` is wall time on
-    2 CPU cores. Source: our choice.
-    """
-    trainer, sufficiency = profile.trainer, profile.sufficiency
-    runs = len(profile.runs())
-    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
-    tokens = completions * trainer.max_completion_length
-    parameters = _parameters(profile.model)
-    return Sizes(
-        runs=runs,
-        total_steps=runs * trainer.max_steps,
-        completions_per_step=completions,
-        tokens_per_step=tokens,
-        total_tokens=runs * trainer.max_steps * tokens,
-        selection_completions=pool_size * sufficiency.questions * sufficiency.samples,
-        benchmark_items=(runs + 1) * _items(profile.benchmarks),
-        parameters=parameters,
-        minutes=parameters and _seconds(profile, pool_size, parameters) / 60,
-        memory_gb=parameters and _memory_gb(profile, parameters),
-        disk_gb=parameters and _disk_gb(runs, parameters),
-    )
-
-
-def _parameters(model: Model) -> float | None:
-    if model.source == "embedded":
-        return EMBEDDED_PARAMETERS
-    if (shape := model.config) is not None:
-        key_value = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
-        attention = 2 * shape.hidden_size * (shape.hidden_size + key_value)
-        layer = attention + 3 * shape.hidden_size * shape.intermediate_size
-        return float(EMBEDDED_VOCABULARY * shape.hidden_size + shape.num_hidden_layers * layer)
-    return HUB_PARAMETERS.get(model.id)
-
-
-def _items(benchmarks: Benchmarks) -> int:
-    """Prompts that one model is asked; `limit` counts items."""
-    limit = benchmarks.limit or 10**9
-    return sum(min(ITEMS.get(task, UNKNOWN_ITEMS), limit) * PROMPTS.get(task, 1) for task in benchmarks.tasks)
-
-
-def _seconds(profile: Profile, pool_size: int, parameters: float) -> float:
-    trainer, sufficiency, geometry = profile.trainer, profile.sufficiency, profile.geometry
-    runs = len(profile.runs())
-    selected = pool_size * sufficiency.questions * sufficiency.samples * sufficiency.max_tokens
-    columns = {"others": pool_size, "antithesis": 2, "both": pool_size + 2}[sufficiency.contrast]
-    select = selected / SAMPLE_RATE + selected * columns / SCORE_RATE
-    batch = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
-    tokens = batch * trainer.max_completion_length
-    step = tokens / SAMPLE_RATE + tokens * trainer.num_principles / TRAIN_RATE
-    models = runs + 1
-    judge = models * (
-        _items(profile.benchmarks) * ITEM_SECONDS + geometry.prompts * geometry.max_tokens / GEOMETRY_RATE
-    )
-    carried = (
-        profile.principles.set_size
-        * sufficiency.heldout
-        * sufficiency.samples
-        * trainer.max_completion_length
-    )
-    legibility = (models + 1) * (
-        carried / SAMPLE_RATE + 2 * carried * profile.principles.set_size / SCORE_RATE
-    )
-    work = select + runs * trainer.max_steps * step + legibility + judge
-    return work * parameters / EMBEDDED_PARAMETERS + 5 * STAGE_SECONDS
-
-
-def _memory_gb(profile: Profile, parameters: float) -> float:
-    width = {"float32": 4, "bfloat16": 2}[profile.model.dtype]
-    tokens = profile.trainer.per_device_train_batch_size * profile.trainer.max_completion_length
-    activations = ACTIVATION_GB * tokens / 1000 * (width / 2) * parameters / EMBEDDED_PARAMETERS
-    return BASE_MEMORY_GB + parameters * width / 1e9 + activations
-
-
-def _disk_gb(runs: int, parameters: float) -> float:
-    """Model cache, and for each run an adapter and one checkpoint with its optimiser (float32); figures and tables."""
-    adapter = ADAPTER_SHARE * parameters * 4 / 1e9
-    return parameters * 4 / 1e9 + runs * 4 * adapter + 0.05

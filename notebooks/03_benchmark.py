@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -14,78 +13,66 @@
 # %% [markdown]
 # # 3. Benchmarks
 #
-# lm-eval, in memory, on the base model and every arm, all on the same items. Only the task that measures adherence has a
-# principle in its prompts.
+# **Question.** What did training cost the model, or give it, on tasks that it was not trained on?
+#
+# All models are asked the same items through lm-eval, in memory. **Sensitivity comes first**: a small model guesses on many benchmarks,
+# and where the untrained model guesses, no arm can be seen to be worse. Such a task is shown and judges nothing. Beside the accuracy
+# stands the *margin*: the log-probability per character of the right answer minus the mean of the wrong ones (docs/method.md, equations
+# 25 to 27). It moves long before an answer changes.
 
 # %% tags=["parameters"]
-profile = "cpu"
+profile = "smoke"
 root = "../results"
 
 # %%
-from enigma.figures import all as figures
+from enigma import figures
 from enigma.profile import load_profile
 from enigma.record.results import Results
 from enigma.stages import benchmark
-from enigma.tasks import robustness
 
 experiment = load_profile(profile)
 results = Results(experiment, root)
+
+from enigma.tasks import robustness
 
 # %%
 tables = benchmark.run(experiment, results)
 
 # %%
-tables["benchmarks"]
+figures.make(experiment, results, "fig5_benchmarks")
 
 # %% [markdown]
-# Paired differences, item by item, with bootstrap intervals and Holm-corrected p-values over all rows of the table.
+# On the right, a point left of the line: this arm has become less sure of the right answers than the untrained model was.
 
 # %%
-tables["benchmark_differences"]
+scores = tables["benchmarks"]
+scores[scores["metric"].isin(["acc", "margin", "gold_probability", "strict_format"])].pivot_table(
+    index=["task", "metric", "sensitive"], columns="arm", values="value", sort=False
+).round(3)
+
+# %% [markdown]
+# Paired differences to the untrained model, with intervals over items and p-values corrected for the whole table.
 
 # %%
-figures.make(experiment, results, "fig3_benchmarks")
+changed = tables["benchmark_differences"].query("versus == 'base' and metric == 'margin'")
+changed[["arm", "seed", "task", "difference", "low", "high", "n", "p_holm"]].round(4).reset_index(drop=True)
+
 # %% [markdown]
 # ## Robustness
 #
-# One item under every condition. The answer is the option whose text is the likeliest to follow.
+# The same item under changes that should not matter:
 
 # %%
-print(robustness.example(item=20))
-
-# %% [markdown]
-# A model that guesses can be consistent, and an accurate one is right everywhere now and then by luck: `independent` is
-# what answers of the same accuracies would give if they had nothing to do with each other.
+print(robustness.example(item=3))
 
 # %%
-tables["robustness"]
+figures.make(experiment, results, "fig6_robustness")
 
-# %%
-figures.make(experiment, results, "fig9_robustness")
 # %% [markdown]
 # ## Adherence
 #
-# Is the response that follows a principle likelier than one that breaks it? Each pair is asked under the principle and
-# under its antithesis, where the other response is right, so a model that does not read the principle has a mean of one
-# half.
+# Is the response that follows a principle likelier than one that breaks it? Each pair is asked under the principle and under its opposite,
+# where the other response is right, so a model that does not read the principle has a mean of one half.
 
 # %%
-tables["adherence"].query("principle == 'all'")
-
-# %%
-tables["adherence"].query("metric == 'acc' and principle != 'all'").pivot_table(
-    index="principle", columns="arm", values="mean", sort=False
-)
-
-# %% [markdown]
-# Adherence in what the models write: the bounds on the information that a completion carries about its principle, before
-# training (`base`) and after it, from notebook 02.
-
-# %%
-results.read_table("legibility").filter(regex="arm|seed|set|^k$|row_bound")
-
-# %% [markdown]
-# How fast: prompts with all their choices, a second.
-
-# %%
-tables["benchmark_speed"]
+tables["adherence"].query("principle == 'all'").round(3).reset_index(drop=True)

@@ -113,7 +113,7 @@ def _item(question: str, answer: str, others: list[str], relation: str) -> dict:
 
 
 def truths() -> list[dict]:
-    """Which of four sentences is true? One true, three false ones about other things; each true one twice."""
+    """Which of four sentences is true? One true, three false ones about other things; each true one three times."""
     true, false = TRUTHS.split("|"), FALSEHOODS.split("|")
     return [
         _item(
@@ -123,7 +123,7 @@ def truths() -> list[dict]:
             "truth",
         )
         for i, sentence in enumerate(true)
-        for start in (1, 11)
+        for start in (1, 11, 23)
     ]
 
 

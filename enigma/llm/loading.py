@@ -386,12 +386,12 @@ def model_dtype(spec):
     """
     import torch
 
-    if spec.dtype == "bfloat16" and not _computes_in_bfloat16():
+    if spec.dtype == "bfloat16" and not computes_in_bfloat16():
         return torch.float32
     return getattr(torch, spec.dtype)
 
 
-def _computes_in_bfloat16() -> bool:
+def computes_in_bfloat16() -> bool:
     import torch
 
     if torch.cuda.is_available():

@@ -22,7 +22,7 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
 from enigma.llm.sampling import merged_adapter, shared_prompts
 from enigma.llm.scoring import completion_logprobs, reasoning_tokens
-from enigma.method.infonce import pointwise_mutual_information, symmetric_infonce
+from enigma.method.infonce import mutual_information_bounds, pointwise_mutual_information, sami_loss
 from enigma.method.transport import solve_divergence
 
 # What this class relies on inside TRL. A test holds their signatures, so that a new release fails there.
@@ -363,16 +363,14 @@ class EnigmaTrainer(GRPOTrainer):
             mean_logprob(matrix, own) / self.args.sami_temperature
             for matrix, own in zip(scores.matrix, mask.view(scores.sets, -1, mask.shape[1]), strict=True)
         )
-        return torch.stack(
-            [symmetric_infonce(c, s).loss for c, s in zip(critics, source, strict=True)]
-        ).mean()
+        return torch.stack([sami_loss(c, s) for c, s in zip(critics, source, strict=True)]).mean()
 
     @torch.no_grad()
     def _bounds(self, scores: MatchedScores, inputs) -> dict[str, Tensor]:
         """The mutual-information bounds on the metric critics (summed log-probability, pointwise information), nats."""
         totals = (scores.matrix * scores.mask.view(scores.sets, 1, -1, scores.mask.shape[1])).sum(-1)
         bounds = [
-            symmetric_infonce(pointwise_mutual_information(total.T), source)
+            mutual_information_bounds(pointwise_mutual_information(total.T), source)
             for total, source in zip(totals, inputs["principle_index"].view(scores.sets, -1), strict=True)
         ]
         return {

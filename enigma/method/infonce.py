@@ -2,8 +2,8 @@
 
 Pure tensors. For one question, N completions were sampled under K principles; `scores[i, k]` is the
 critic's value of completion i under principle k and `source[i]` is the principle that i was sampled
-under. Equations: METHOD.md sections 4 and 6 (the symmetric form follows the SAMI reference,
-arXiv 2404.14313; that siblings are never negatives is our choice).
+under. Equations: docs/method.md, eq. 3 to 5, 10 and 15 (the
+symmetric form follows the SAMI reference, arXiv 2404.14313; that siblings are never negatives is our choice).
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 
-class SymmetricInfoNCE(NamedTuple):
-    """Scalars in nats. `loss` is the mean of `row` and `column`; the bounds bound I(Y;C|X) from below."""
+class Bounds(NamedTuple):
+    """Lower bounds of I(Y;C|X), scalars in nats."""
 
-    loss: Tensor
     row: Tensor
     column: Tensor
-    row_bound: Tensor
-    column_bound: Tensor
 
 
 class InfoNCETerms(NamedTuple):
@@ -34,49 +31,50 @@ class InfoNCETerms(NamedTuple):
     column_limit: Tensor
 
 
-def symmetric_infonce(scores: Tensor, source: Tensor) -> SymmetricInfoNCE:
-    """Row and column InfoNCE losses of one matched set, and their mutual-information bounds.
+def sami_loss(scores: Tensor, source: Tensor) -> Tensor:
+    """The symmetric InfoNCE loss of one matched set, a scalar in nats: (mean row_i + mean column_i) / 2      (eq. 5)
 
-        row_i    = -log softmax_k(S[i, :])[k(i)]
-        column_i = -log( e^{S[i,k(i)]} / (e^{S[i,k(i)]} + sum_{j: k(j) != k(i)} e^{S[j,k(i)]}) )
-        row_bound = log K - mean row
-        column_bound = mean_i log( (1 + m) e^{S[i,k(i)]} / (e^{S[i,k(i)]} + m Z_i) )
-            with Z_i the mean over principles c of the mean of e^{S[j,k(i)]} over j != i with k(j) = c
-
-    The column loss leaves siblings out, so its negatives come from the other principles alone and
-    log(1 + negatives) - column bounds the divergence from those, not I(Y;C|X): on a toy where the information is log 2
-    it reaches log(1 + negatives). The column bound therefore compares with the marginal, in which the own principle has
-    its share of 1/K, by way of the siblings. m = K min(siblings, completions of any other principle). It holds for
-    every critic (negatives stratified by principle exceed independent ones in no convex loss), approaches the
-    information as completions grow when the critic is the pointwise mutual information, and is 0 without siblings.
+        row_i    = -log softmax_k(S[i, :])[k(i)]                                                        (eq. 3)
+        column_i = -log( e^{S[i,k(i)]} / (e^{S[i,k(i)]} + sum_{j: k(j) != k(i)} e^{S[j,k(i)]}) )          (eq. 4)
 
     Args:
         scores: (N, K) critic values in nats. Computed in float32, or float64 when that comes in.
         source: (N,) integers in [0, K): the principle each completion was sampled under.
 
-    Returns:
-        `SymmetricInfoNCE` of scalars in nats, differentiable with respect to `scores`.
+    Differentiable with respect to `scores`.
 
     Raises:
         ValueError: shapes that do not fit, K below 2, NaN or infinite scores, a source out of range, or a
             principle without completions.
 
-    Source: METHOD.md sections 4 and 6 (paper: a SAMI-style symmetric InfoNCE; the exact form is our choice; the column
-    bound departs from section 6 for the reason above).
+    Source: docs/method.md, eq. 3 to 5 (paper [A]: a SAMI-style symmetric InfoNCE; the exact form is our choice [D]).
     """
     terms = infonce_terms(scores, source)
-    row, column = terms.row.mean(), terms.column.mean()
-    return SymmetricInfoNCE(
-        loss=(row + column) / 2,
-        row=row,
-        column=column,
-        row_bound=math.log(scores.shape[1]) - row,
-        column_bound=terms.column_bound.mean(),
-    )
+    return (terms.row.mean() + terms.column.mean()) / 2
+
+
+def mutual_information_bounds(scores: Tensor, source: Tensor) -> Bounds:
+    """The lower bounds of I(Y;C|X) that the row and the column comparison give, in nats.
+
+        row    = log K - mean_i row_i                                                                  (eq. 10)
+        column = mean_i log( (1 + m) e^{S[i,k(i)]} / (e^{S[i,k(i)]} + m Z_i) )                            (eq. 15)
+            with Z_i the mean over principles c of the mean of e^{S[j,k(i)]} over j != i with k(j) = c
+
+    The column loss leaves siblings out, so its negatives come from the other principles alone and log(1 + negatives) -
+    column bounds the divergence from those, not I(Y;C|X): on a toy where the information is log 2 it reaches log(1 +
+    negatives). The column bound therefore compares with the marginal, in which the own principle has its share of 1/K,
+    by way of the siblings. m = K min(siblings, completions of any other principle). It holds for every critic (negatives
+    stratified by principle exceed independent ones in no convex loss), approaches the information as completions grow
+    when the critic is the pointwise mutual information, and is 0 without siblings.
+
+    Arguments and errors as in `sami_loss`. Source: docs/method.md, eq. 10 and 15 (our choice [D]).
+    """
+    terms = infonce_terms(scores, source)
+    return Bounds(math.log(scores.shape[1]) - terms.row.mean(), terms.column_bound.mean())
 
 
 def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:
-    """The per-completion values that `symmetric_infonce` averages. Same arguments, same errors."""
+    """The per-completion values that the loss and the bounds average. Same arguments, same errors."""
     _check(scores, source)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     source = source.long()
@@ -116,7 +114,7 @@ def pointwise_mutual_information(scores: Tensor) -> Tensor:
     """The column critic of the metrics: `log p(y|x,c_k) - log mean_k p(y|x,c_k)`.
 
     `scores` is (N, K), summed log-probabilities in nats; the result has the same shape. The row loss does not
-    change under it. Source: METHOD.md section 6 (our choice).
+    change under it. Source: docs/method.md, eq. 15 (our choice).
     """
     scores = scores if scores.dtype == torch.float64 else scores.float()
     return torch.log_softmax(scores, dim=1) + math.log(scores.shape[1])

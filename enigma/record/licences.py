@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 
-from enigma.tasks.catalogue import licence
+from enigma.tasks import catalogue
 
 OURS = "Apache-2.0"
 EMBEDDED = "SmolLM2-135M-Instruct, Apache-2.0"
@@ -36,9 +36,7 @@ def licences(profile, packages: Sequence[str]) -> dict:
         "questions": of_questions.get(questions.source)
         or f"{questions.dataset}, {HUB.get(questions.dataset, UNKNOWN)}",
         "principles": OURS if profile.principles.pool == "default" else USERS,
-        "tasks": {
-            name: EXTERNAL[name].licence if name in EXTERNAL else OURS for name in profile.benchmarks.tasks
-        },
+        "tasks": {name: catalogue.licence(name) for name in profile.benchmarks.tasks},
         "packages": {name: licence for name in packages if (licence := package_licence(name))},
     }
 

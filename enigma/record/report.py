@@ -1,198 +1,120 @@
-"""What is rendered from the tables that were measured: the numbers of the README, and each results folder's own report.
-
-A block in README.md stands between `<!-- measured:NAME -->` and `<!-- end -->`; `update_readme` writes every block anew,
-and a test holds that the committed README equals what the committed tables render to.
-"""
+"""report.html: the executed notebooks as one page, by nbconvert, with the claims first. Works offline; nothing runs in it."""
 
 from __future__ import annotations
 
-import json
+import html
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from enigma.errors import InputError
-from enigma.profile import load_profile
-from enigma.record import crate, page
-from enigma.record.results import atomic_write_text, claims_view, interval_text, markdown_table
-from enigma.stages.setting import table as setting_table
+from enigma.record.cells import interval_text
+from enigma.record.files import atomic_write_text, read_json
+from enigma.record.results import FIGURE, Results
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"(<!-- measured:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def publish(profile, results) -> list[Path]:
-    """Write README.md, report.html and ro-crate-metadata.json of a results folder, in this order: the last hashes all.
-
-    Raises InputError where run.json or a sidecar is missing or damaged.
-    """
-    return [results.write_index(), page.write(profile, results), crate.write(profile, results)]
-
-
-def update_readme(path: Path, results) -> Path:
-    """Render every measured block of a README. Raises InputError for a block that is not known, and for no README."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected a README in UTF-8; go to the repository's folder"
-        ) from None
-    atomic_write_text(path, render(text, results))
-    return path
+NAME = "report.html"
+STYLE = """
+:root{color-scheme:light dark}*{box-sizing:border-box}
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1000px;padding:0 16px 64px;overflow-wrap:anywhere}
+nav{position:sticky;top:0;background:Canvas;padding:8px 0;border-bottom:1px solid GrayText;z-index:1}
+nav a{margin-right:1em}img{max-width:100%;height:auto;background:#fff}figure{margin:1.5em 0}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:14px}
+td,th{border-bottom:1px solid GrayText;padding:4px 8px;text-align:left;vertical-align:top}
+pre{overflow-x:auto;white-space:pre-wrap;font-size:13px}details{margin:.5em 0}
+.supported{color:#177245}.not-supported{color:#b3261e}@media(prefers-color-scheme:dark){.supported{color:#7fd1a4}
+.not-supported{color:#ff8a80}}
+"""
 
 
-def render(text: str, results) -> str:
-    """The README's text with every block rendered from the tables of `results`."""
-
-    def block(match: re.Match) -> str:
-        if match[2] not in BLOCKS:
-            raise InputError(
-                f"README.md: found block {match[2]!r}; expected one of {', '.join(BLOCKS)}; correct its name"
-            )
-        return f"{match[1]}\n{BLOCKS[match[2]](results).strip()}\n\n{match[3]}"
-
-    return BLOCK.sub(block, text)
-
-
-def setting(results) -> str:
-    """The paper's setting beside this profile's."""
-    return markdown_table(setting_table(results.profile))
-
-
-def costs(results) -> str:
-    """Time and peak memory of each stage."""
-    stages = results.read_record()["stages"]
-    rows = [
-        {
-            "stage": name,
-            "minutes": f"{stage['seconds'] / 60:.1f}",
-            "peak memory": f"{stage['peak_memory_gb']:.1f} GB",
-        }
-        for name, stage in stages.items()
+def publish_page(profile, results: Results) -> Path:
+    """Write results/<profile>/report.html: verdicts, figures in reading order, and each notebook's text and tables."""
+    figures = [item for item in results.catalogue() if item.kind == FIGURE]
+    stages = sorted(results.notebooks.glob("*.ipynb"))
+    links = [("claims", "Claims"), ("reproduction", "Reproduction"), ("figures", "Figures")]
+    links += [(path.stem, path.stem[3:].capitalize()) for path in stages]
+    body = [
+        f"<h1>ENIGMA companion: profile {html.escape(profile.name)}</h1>",
+        f"<p>{html.escape(profile.description)}</p>",
     ]
-    total = sum(stage["seconds"] for stage in stages.values()) / 60
-    peak = max(stage["peak_memory_gb"] for stage in stages.values())
-    rows.append({"stage": "all", "minutes": f"{total:.1f}", "peak memory": f"{peak:.1f} GB"})
-    return markdown_table(pd.DataFrame(rows))
+    body.append("<nav>" + "".join(f'<a href="#{link}">{text}</a>' for link, text in links) + "</nav>")
+    body += ['<h2 id="claims">Claims</h2>', *_claims(results)]
+    body += [
+        '<h2 id="reproduction">Reproduction</h2>',
+        _reproduction(results),
+        '<h2 id="figures">Figures</h2>',
+    ]
+    body += [_figure(number, item) for number, item in enumerate(figures, start=1)]
+    body += [part for path in stages for part in (f'<h2 id="{path.stem}">{path.stem}</h2>', *_notebook(path))]
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>ENIGMA companion, {html.escape(profile.name)}</title><style>{STYLE}</style><body>"
+    return atomic_write_text(results.folder / NAME, head + "\n".join(body) + "</body></html>\n")
 
 
-def learning(results) -> str:
-    """What each run learned."""
-    table = results.read_table("training_checks")
-    rows = [
-        {
-            "arm": row.arm,
-            "graded reward, first fifth of the steps": f"{row.reward_start:.2f}",
-            "last fifth": f"{row.reward_end:.2f}",
-            "gain [95 %]": f"{row.gain:.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}]",
-            "groups without spread": f"{row.zero_spread_share:.0%}",
-        }
+def _claims(results: Results) -> list[str]:
+    if not results.has_table("claims"):
+        return ["<p>Not judged yet.</p>"]
+    rows = []
+    for row in results.read_table("claims").itertuples():
+        kind = row.verdict.replace(" ", "-")
+        found = interval_text(float(row.value), float(row.low), float(row.high))
+        rows.append(
+            f'<p><b>{row.id}</b> {html.escape(row.claim)} <b class="{kind}">{row.verdict}</b>: {html.escape(row.measure)} '
+            f"{found}.</p><details><summary>How it came about</summary><p>{html.escape(str(row.rule))}</p>"
+            f"<p>{html.escape(str(row.note))}</p></details>"
+        )
+    return rows
+
+
+def _reproduction(results: Results) -> str:
+    path = results.folder / "reproduction.md"
+    return (
+        f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
+        if path.is_file()
+        else "<p>Not compared.</p>"
+    )
+
+
+def _figure(number: int, item) -> str:
+    caption, name = html.escape(item.sidecar["caption"]), item.name
+    tables = " ".join(f'<a href="tables/{table}.csv">{table}.csv</a>' for table in item.sidecar["inputs"])
+    return (
+        f'<figure id="{name}"><a href="figures/{name}.png"><img src="figures/{name}.png" alt="{caption}" loading="lazy"></a>'
+        f'<figcaption><b>Figure {number}.</b> {caption} <a href="figures/{name}.pdf">PDF</a> {tables}</figcaption></figure>'
+    )
+
+
+def _notebook(path: Path) -> list[str]:
+    """Text, printed output and tables of an executed notebook. Its code is left out, and its figures stand above."""
+    parts = []
+    for cell in read_json(path, ("cells",))["cells"]:
+        if cell["cell_type"] == "markdown":
+            parts.append(_markdown("".join(cell["source"])))
+            continue
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "text/html" in data and not any(kind.startswith("image/") for kind in data):
+                parts.append(_safe("".join(data["text/html"])))
+            elif output.get("name") == "stdout":
+                parts.append(f"<pre>{html.escape(''.join(output['text'])[:4000])}</pre>")
+    return parts
+
+
+def _markdown(text: str) -> str:
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    return _safe(markdown2html_mistune(text))
+
+
+def _safe(text: str) -> str:
+    """HTML with nothing in it that runs, by nbconvert's own cleaner."""
+    from nbconvert.preprocessors import SanitizeHTML
+
+    return SanitizeHTML().sanitize_html_tags(re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL))
+
+
+def claims_lines(table: pd.DataFrame) -> list[str]:
+    """One plain sentence for each claim, with its verdict and number."""
+    return [
+        f"{row.id}: {row.claim} {row.verdict}: {row.measure} {interval_text(float(row.value), float(row.low), float(row.high))}."
         for row in table.itertuples()
     ]
-    return markdown_table(pd.DataFrame(rows))
-
-
-def claims(results) -> str:
-    """The claims table without its notes."""
-    return markdown_table(claims_view(results.read_table("claims")).drop(columns="note"))
-
-
-def benchmarks(results) -> str:
-    """The trainer's cost against named peers, and the machine that it was measured on."""
-    return _measured("cpu.json", ["name", "against", "ours", "theirs", "ratio", "target", "met"])
-
-
-def geometry_cost(results) -> str:
-    """What stage 4 costs on many prompts."""
-    return _measured("geometry_cpu.json", ["name", "ours", "target", "met"])
-
-
-def _measured(file: str, columns: list[str]) -> str:
-    measured = json.loads((REPOSITORY / "benchmarks" / file).read_text(encoding="utf-8"))
-    rows = [
-        {
-            **row,
-            "ours": _amount(row, ""),
-            "theirs": _amount(row, "peer_"),
-            "ratio": f"{row['ratio']:.2f}",
-            "target": f"{row['target']:.2f}" if row["against"] != "absolute" else f"{row['target']:g}",
-            "met": "yes" if row["met"] else "no",
-        }
-        for row in measured["rows"]
-    ]
-    machine = measured["machine"]
-    head = (
-        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}, "
-        f"TRL {machine['trl']}."
-    )
-    return f"{markdown_table(pd.DataFrame(rows)[columns].rename(columns={'name': 'measured'}))}\n{head}"
-
-
-def _amount(row: dict, side: str) -> str:
-    for key, unit in (("seconds", "s"), ("memory_gb", "GB")):
-        if f"{side}{key}" in row:
-            return f"{row[f'{side}{key}']:.2f} {unit}"
-    return "" if side else f"{row['value']:.1f}"
-
-
-def kernels(results) -> str:
-    """Where the time of the trainer's phases goes."""
-    measured = json.loads((REPOSITORY / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
-    shares = [
-        {key: value if key == "phase" else f"{value:.0%}" for key, value in row.items()}
-        for row in measured["kernels"]
-    ]
-    return markdown_table(pd.DataFrame(shares))
-
-
-def placement(results) -> str:
-    """SI under each placement and contrast."""
-    profile = load_profile("cpu")
-    table = type(results)(profile.model_copy(update={"name": "placement"}), results.root).read_table(
-        "placement"
-    )
-    values = [interval_text(*ends) for ends in zip(table.si, table.si_low, table.si_high, strict=True)]
-    shown = table[["placement", "contrast"]].assign(
-        **{"K": table.k, "SI [95 %]": values, "carried": table.carried}
-    )
-    return markdown_table(shown)
-
-
-def sweep(results) -> str:
-    """What the weights of the extra terms did."""
-    table = type(results)(load_profile(REPOSITORY / "benchmarks" / "sweep.yaml"), results.root).read_table(
-        "sweep"
-    )
-    rows = [
-        {
-            "SAMI coefficient": "" if pd.isna(row.lambda_sami) else f"{row.lambda_sami:g}",
-            "held by": "(untrained)" if pd.isna(row.held_by) else _holder(row),
-            "strict format": f"{row.reward_strict:.2f}",
-            "row bound, own critic": f"{row.row_bound:.2f}",
-            "row bound, untrained critic": interval_text(
-                row.row_bound_base_critic, row.row_bound_base_critic_low, row.row_bound_base_critic_high
-            ),
-            "perplexity, untrained": f"{row.perplexity_base:.1f}",
-            "drift": "" if pd.isna(row.drift) else f"{row.drift:.3f}",
-        }
-        for row in table.itertuples()
-    ]
-    return markdown_table(pd.DataFrame(rows))
-
-
-def _holder(row) -> str:
-    return f"Sinkhorn, budget {row.budget:g}" if row.held_by == "Sinkhorn" else row.held_by
-
-
-BLOCKS = {
-    "costs": costs,
-    "learning": learning,
-    "claims": claims,
-    "setting": setting,
-    "placement": placement,
-    "benchmarks": benchmarks,
-    "kernels": kernels,
-    "geometry_cost": geometry_cost,
-    "sweep": sweep,
-}

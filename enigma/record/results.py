@@ -37,9 +37,11 @@ from enigma.record.files import (
     plain,
     read_json,
 )
+from enigma.record.provenance import made_now
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "results" / "reference"
+RECORD = "run.json"
 FIGURE, TABLE = "figures", "tables"  # folders, and kinds of what lies there
 SIDECAR = ("file", "caption", "sha256", "stage", "inputs")  # what reading one relies on
 
@@ -185,6 +187,38 @@ class Results:
         pdf = atomic_write_bytes(path.with_suffix(".pdf"), _rendered(figure, "pdf", dateless))
         self._write_sidecar(path, caption, stage, inputs, {"pdf": pdf.name, "pdf_sha256": file_hash(pdf)})
         return path
+
+    # -- the run record
+
+    def write_record(self, licences: dict) -> Path:
+        """Begin run.json: profile, commit, versions, machine, licences, and no stage of another profile's content."""
+        kept = self.read_record() if (self.folder / RECORD).is_file() else {}
+        stages = kept.get("stages", {}) if kept.get("profile_hash") == self.profile.hash else {}
+        record = {
+            "profile": self.profile.name,
+            "profile_hash": self.profile.hash,
+            "profile_text": self.profile.text,
+            **made_now(),
+            "licences": licences,
+            "stages": stages,
+        }
+        return atomic_write_json(self._writable(self.folder / RECORD), record)
+
+    def record_stage(self, stage: str, status: str, seconds: float, peak_gb: float) -> None:
+        """Add an attempt at a stage to run.json: seconds are summed over attempts, since a later one only finishes."""
+        record = self.read_record()
+        before = record["stages"].get(stage, {"seconds": 0.0, "peak_memory_gb": 0.0})
+        record["stages"][stage] = {
+            "status": status,
+            "seconds": round(before["seconds"] + seconds, 1),
+            "last_seconds": round(seconds, 1),
+            "peak_memory_gb": round(max(before["peak_memory_gb"], peak_gb), 2),
+        }
+        atomic_write_json(self._writable(self.folder / RECORD), record)
+
+    def read_record(self) -> dict:
+        """run.json. Raises InputError where it is missing or damaged."""
+        return read_json(self.folder / RECORD, ("stages", "profile_hash", "commit"))
 
     # -- what is there
 

@@ -1,164 +1,146 @@
-"""Time, memory and price of training on GPUs, by a stated model. Arithmetic only: no GPU was measured for it.
+"""What a profile amounts to: sizes by arithmetic, time and memory by rates that were measured on two CPU cores.
 
-A step samples B = sets x K x G completions of T tokens after prompts of P tokens, looks at them under the reference, and
-takes the policy forward and backward. With N parameters a token costs 2N operations forward and 2N backward, because
-the frozen weights of LoRA need no gradients of their own (Kaplan et al., arXiv 2001.08361, count 2N + 4N for all
-weights). With the SAMI term all K prompts of a set see all its completions: K (P + K G (T + 1)) tokens a set instead of
-K (P + G (T + 1)); what prompts share is counted for each, so that is an upper end. Sampling is bound by memory traffic
-(weights and key-value cache once for each new token) or by the time to launch a layer's kernels, whichever is longer.
-Everything that is assumed is a constant below. Source: our choice.
+The rates are of the embedded model (134.5 M parameters); other models are scaled by their parameters. An estimate to plan
+by, not a promise. For GPUs see `enigma.run.gpu_costs`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
-# One H100 SXM, by its data sheet.
-PEAK_FLOPS = 989e12  # bfloat16, dense
-BANDWIDTH = 3.35e12  # bytes per second
-GPU_GB = 80.0
-# Assumed, not measured.
-TRAIN_UTILISATION = 0.30  # of the peak, for packed texts with masks of their own
-TRAFFIC_UTILISATION = 0.50  # of the bandwidth, while sampling
-LAYER_SECONDS = 1.0e-3  # for one layer and one new token, without compiled graphs
-LINK_BANDWIDTH = 200e9  # bytes per second that a GPU gathers from the others of its machine
-OVERHEAD_SECONDS = 2.0  # a step's rewards, Sinkhorn solves, logging
-GPU_PRICE = 3.0  # US dollars an hour
-PROMPT_TOKENS = 400  # instruction, demonstration, question and principle
-ITEM_TOKENS = 800  # a benchmark item with all its choices
-WIDTHS_PER_TOKEN = (
-    20.0  # values that a layer keeps of a token for the backward pass, in units of the model's width
-)
-RUNTIME_GB = 3.0  # context, allocator, kernels
-ADAPTER_BYTES = 16  # of each trained parameter: weight, gradient and two moments, float32
+from enigma.data.principles import load_pool
+from enigma.profile import Profile
 
-
-class Shape(NamedTuple):
-    """What of a model decides its costs. `key_value`: width of one layer's keys, and of its values."""
-
-    parameters: float
-    layers: int
-    width: int
-    key_value: int
-    vocabulary: int
-
-
-SHAPES = {
-    "SmolLM2-135M": Shape(134.5e6, 30, 576, 192, 49_152),
-    "google/gemma-3-1b-it": Shape(1.0e9, 26, 1152, 256, 262_144),
-    "8B": Shape(8.03e9, 32, 4096, 1024, 128_256),  # Llama 3's shapes
-    "70B": Shape(70.6e9, 80, 8192, 1024, 128_256),
+EMBEDDED_PARAMETERS = 134.5e6
+EMBEDDED_VOCABULARY = 49_152
+HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
+# Per second on two cores, by the default profile's run. sample: completion tokens drawn; score: completion tokens times
+# principles read; train: completion tokens times principles, forward and backward; prompts: benchmark prompts with all
+# their choices; states: tokens of one model through the geometry.
+RATES = {
+    "bfloat16": {"sample": 150.0, "score": 1500.0, "train": 260.0, "prompts": 14.0, "states": 110.0},
+    "float32": {"sample": 110.0, "score": 800.0, "train": 150.0, "prompts": 9.0, "states": 75.0},
 }
+START_SECONDS = 15.0  # a notebook's kernel, imports and model
+MEMORY_GB = {
+    "bfloat16": 2.9,
+    "float32": 3.6,
+}  # of a run of the default profile, of which BASE_GB are libraries
+BASE_GB = 1.2
+DEFAULT_TOKENS = 768  # of a device batch of the default profile
+ADAPTER_SHARE = 0.007  # of the model's parameters: LoRA r=16 on two projections
+STAGES = ("01_select", "02_train", "03_benchmark", "04_geometry", "05_report")
+OWN_PROMPTS = {
+    "enigma_knowledge": 117,
+    "enigma_reasoning": 67,
+    "enigma_truthfulness": 120,
+    "enigma_robustness": 230,
+    "enigma_adherence": 64,
+    "enigma_format": 160,
+}  # a generated text counts as five prompts
 
 
-class Step(NamedTuple):
-    """One optimiser step: seconds, and GB (10^9 bytes) on each GPU."""
+@dataclass(frozen=True)
+class Sizes:
+    """What a profile amounts to; None where the model's size is not known in advance. `minutes`: on two CPU cores."""
 
-    sampling: float
-    reference: float
-    update: float
-    gathering: float
-    weights_gb: float
-    adapter_gb: float
-    activations_gb: float
-    cache_gb: float
-
-    @property
-    def seconds(self) -> float:
-        return self.sampling + self.reference + self.update + self.gathering + OVERHEAD_SECONDS
-
-    @property
-    def memory_gb(self) -> float:
-        """At the peak: backward pass and sampling do not meet."""
-        return RUNTIME_GB + self.weights_gb + self.adapter_gb + max(self.activations_gb, self.cache_gb)
+    runs: int
+    total_steps: int
+    completions_per_step: int
+    tokens_per_step: int
+    selection_completions: int
+    benchmark_prompts: int
+    minutes: float | None
+    memory_gb: float | None
+    disk_gb: float | None
 
 
-def shape_of(model) -> Shape | None:
-    """Shape of a profile's model where it is known."""
-    return SHAPES["SmolLM2-135M"] if model.source == "embedded" else SHAPES.get(model.id)
-
-
-def step(
-    shape: Shape, trainer, sami: bool, processes: int = 1, sharded: bool = False, prompt: int = PROMPT_TOKENS
-) -> Step:
-    """One step of a profile's `trainer` on `processes` GPUs, in bfloat16.
-
-    `sharded`: FSDP or ZeRO-3; the weights lie spread over the GPUs and are gathered for each forward and backward pass,
-    and once whole for sampling without a server. The logits are never held (`enigma.llm.head`). Time is linear in the
-    completions of a step and in T; with SAMI a completion costs in proportion to K.
-    """
-    k, g, t = trainer.num_principles, trainer.num_generations, trainer.max_completion_length
-    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps / processes
-    sets, micro_batches = completions / (k * g), max(1, trainer.gradient_accumulation_steps / processes)
-    own = k * (prompt + g * (t + 1))
-    every = k * (prompt + k * g * (t + 1))
-    flops = 2 * shape.parameters * sets
-    again = 1.5 if trainer.gradient_checkpointing else 1.0  # a forward pass more on two
-    update = 2 * flops * (every if sami else own) * again + (
-        0 if sami else flops * (every - own)
-    )  # what is only logged
-    cache = 4 * shape.layers * shape.key_value * completions * (prompt + t / 2)
-    token = max(
-        (2 * shape.parameters + cache) / (BANDWIDTH * TRAFFIC_UTILISATION), shape.layers * LAYER_SECONDS
-    )
-    rate = PEAK_FLOPS * TRAIN_UTILISATION
-    read = every if sami else own
-    largest, weights = 2 * shape.parameters / shape.layers / 1e9, 2 * shape.parameters / 1e9
-    # Forward and backward of each micro-batch, the reference, and sampling.
-    gathered = (2 * micro_batches + 2) * weights * 1e9 * (processes - 1) / processes if sharded else 0
-    kept = (
-        2
-        * shape.width
-        * (
-            shape.layers + WIDTHS_PER_TOKEN
-            if trainer.gradient_checkpointing
-            else shape.layers * WIDTHS_PER_TOKEN
-        )
-    )
-    return Step(
-        sampling=t * token + flops * k * prompt / rate,
-        reference=flops * own / rate,
-        update=update / rate,
-        gathering=gathered / LINK_BANDWIDTH,
-        weights_gb=weights / processes + 2 * largest if sharded else weights,
-        adapter_gb=ADAPTER_BYTES
-        * adapter_parameters(shape, trainer.lora)
-        / 1e9
-        / (processes if sharded else 1),
-        activations_gb=sets / micro_batches * read * kept / 1e9,
-        cache_gb=4 * shape.layers * shape.key_value * completions * (prompt + t) / 1e9
-        + (weights if sharded else 0),
+def sizes(profile: Profile) -> Sizes:
+    """Sizes of a profile. Tokens are upper limits (completions that fill the limit), over all devices. Source: ours [D]."""
+    trainer, parameters = profile.trainer, parameters_of(profile.model)
+    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    runs = len(profile.runs())
+    steps = sum(profile.arms[arm].max_steps or trainer.max_steps for arm, _ in profile.runs())
+    adapter = ADAPTER_SHARE * (parameters or 0) * 4 / 1e9
+    return Sizes(
+        runs=runs,
+        total_steps=steps,
+        completions_per_step=completions,
+        tokens_per_step=completions * trainer.max_completion_length,
+        selection_completions=_pool_size(profile)
+        * profile.sufficiency.questions
+        * profile.sufficiency.samples,
+        benchmark_prompts=(runs + 1) * _prompts(profile),
+        minutes=parameters and sum(stage_minutes(profile).values()),
+        memory_gb=parameters and _memory_gb(profile, parameters),
+        disk_gb=parameters and parameters * 4 / 1e9 + runs * 4 * adapter + 0.05,
     )
 
 
-def adapter_parameters(shape: Shape, lora) -> float:
-    """Trained parameters of LoRA, taking each target for a square matrix of the model's width."""
-    return shape.layers * len(lora.target_modules) * lora.r * 2 * shape.width
+def stage_minutes(profile: Profile) -> dict[str, float]:
+    """Minutes of each stage on two CPU cores where nothing is kept; empty where the model's size is not known."""
+    parameters = parameters_of(profile.model)
+    if parameters is None:
+        return {}
+    from enigma.llm.loading import computes_in_bfloat16
+
+    rate = RATES["bfloat16" if profile.model.dtype == "bfloat16" and computes_in_bfloat16() else "float32"]
+    trainer, spec, size, k = (
+        profile.trainer,
+        profile.sufficiency,
+        _pool_size(profile),
+        profile.principles.set_size,
+    )
+    models = len(profile.runs()) + 1
+    tokens = (
+        trainer.per_device_train_batch_size
+        * trainer.gradient_accumulation_steps
+        * trainer.max_completion_length
+    )
+    steps = sum(profile.arms[arm].max_steps or trainer.max_steps for arm, _ in profile.runs())
+    selected = size * spec.questions * spec.samples * spec.max_tokens
+    carried = k * spec.heldout * spec.samples * trainer.max_completion_length
+    select = selected / rate["sample"] + selected * size * (1 + spec.echo) / rate["score"]
+    step = tokens / rate["sample"] + tokens * trainer.num_principles / rate["train"]
+    legibility = (models + 1) * (carried / rate["sample"] + 2 * carried * k / rate["score"])
+    benchmark = models * _prompts(profile) / rate["prompts"]
+    geometry = (models + 4) * profile.geometry.prompts * profile.geometry.max_tokens / rate["states"]
+    work = (select, steps * step + legibility, benchmark, geometry, 0.0)
+    scale = parameters / EMBEDDED_PARAMETERS
+    return {name: (seconds * scale + START_SECONDS) / 60 for name, seconds in zip(STAGES, work, strict=True)}
 
 
-class Cost(NamedTuple):
-    """A whole profile on GPUs that each train one run at a time."""
+def parameters_of(model) -> float | None:
+    """Parameters of a model spec; None where that is not known before it is loaded."""
+    if model.source == "embedded":
+        return EMBEDDED_PARAMETERS
+    if (shape := model.config) is not None:
+        key_value = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
+        attention = 2 * shape.hidden_size * (shape.hidden_size + key_value)
+        layer = attention + 3 * shape.hidden_size * shape.intermediate_size
+        return float(EMBEDDED_VOCABULARY * shape.hidden_size + shape.num_hidden_layers * layer)
+    return HUB_PARAMETERS.get(model.id)
 
-    gpu_hours: float
-    memory_gb: float
-    dollars: float
+
+def _pool_size(profile: Profile) -> int:
+    return len(load_pool(profile.principles.pool))
 
 
-def total(profile, shape: Shape, selected: int, items: int) -> Cost:
-    """All stages of a profile on one GPU, run after run; side by side they take as many GPU hours.
+def _prompts(profile: Profile) -> int:
+    """Prompts that one model is asked."""
+    limit, total = profile.benchmarks.limit, 0
+    for task in profile.benchmarks.tasks:
+        most = limit.get(task) if isinstance(limit, dict) else limit
+        known = OWN_PROMPTS.get(task, 1000)
+        repeats = {"enigma_robustness": 5, "enigma_adherence": 2, "enigma_format": 5}.get(task, 1)
+        total += min(known, (most or 10**9) * repeats)
+    return total
 
-    `selected`: completions of stage 1; `items`: benchmark items of all models. Completions are taken to fill their limit:
-    an upper end.
-    """
-    trainer, spec = profile.trainer, profile.sufficiency
-    steps = [step(shape, trainer, profile.arms[arm].lambda_sami > 0) for arm, _ in profile.runs()]
-    training = trainer.max_steps * sum(one.seconds for one in steps)
-    columns = (
-        selected // (spec.questions * spec.samples) if spec.contrast == "others" else 2
-    )  # the pool's principles
-    rate = PEAK_FLOPS * TRAIN_UTILISATION
-    selection = selected / spec.batch_size * spec.max_tokens * shape.layers * LAYER_SECONDS
-    selection += 2 * shape.parameters * selected * spec.max_tokens * columns / rate
-    judging = items * ITEM_TOKENS * 2 * shape.parameters / rate
-    hours = (training + selection + judging) / 3600
-    return Cost(hours, max(one.memory_gb for one in steps), hours * GPU_PRICE)
+
+def _memory_gb(profile: Profile, parameters: float) -> float:
+    trainer = profile.trainer
+    tokens = trainer.per_device_train_batch_size * trainer.max_completion_length / DEFAULT_TOKENS
+    return (
+        BASE_GB
+        + (MEMORY_GB[profile.model.dtype] - BASE_GB) * max(1.0, tokens) * parameters / EMBEDDED_PARAMETERS
+    )

@@ -6,30 +6,26 @@ Seconds, no model library, no network. What only loading can show is found by th
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from pathlib import Path
 
 from enigma.data.principles import Principle, load_pool
 from enigma.data.questions import check_questions
 from enigma.errors import InputError
-from enigma.llm.loading import check_adapter, check_can_make, check_model
-from enigma.profile import run_name
-from enigma.tasks.external import check_data
-
-# What a later stage reads of an earlier one.
-TABLES = {"01_select": ("selection",), "02_train": ("training",)}
+from enigma.llm.loading import check_model
+from enigma.profile import Profile
+from enigma.stages.train import arm_settings
+from enigma.tasks.catalogue import check_data
 
 
-def check_inputs(profile) -> list[Principle]:
+def check_inputs(profile: Profile) -> list[Principle]:
     """The principles of a profile whose principles, questions, evaluation data and model are all as they should be.
 
     Raises InputError for the first that is not. Data and models of a hub are not looked at.
     """
-    pool = check_pool(profile.principles.pool, profile.sufficiency.contrast)
+    pool = check_pool(profile.principles.pool)
     if 2 * profile.principles.set_size > len(pool):
         raise InputError(
-            f"profile {profile.name}: principles.set_size: found {profile.principles.set_size}; expected at "
-            f"most half of the pool's {len(pool)} principles, for a high and a low set; lower it"
+            f"profile {profile.name}: principles.set_size: found {profile.principles.set_size}; expected at most half of the "
+            f"pool's {len(pool)} principles, for a high and a low set; lower it"
         )
     heldout = max(profile.sufficiency.heldout, profile.geometry.prompts)
     check_questions(
@@ -37,65 +33,39 @@ def check_inputs(profile) -> list[Principle]:
     )
     check_data(profile.benchmarks.tasks)
     check_model(profile.model)
-    check_tracker(profile.trainer.report_to)
-    if profile.trainer.rollouts.startswith("vllm") and importlib.util.find_spec("vllm") is None:
-        raise InputError(
-            f"trainer.rollouts: found {profile.trainer.rollouts}, for which vllm is not installed; expected it, "
-            "or generate; pip install vllm"
-        )
+    for needed, where in (
+        (profile.trainer.report_to, "trainer.report_to"),
+        (_rollouts(profile), "trainer.rollouts"),
+    ):
+        if needed != "none" and importlib.util.find_spec(needed) is None:
+            raise InputError(
+                f"{where}: found {needed}, which is not installed; expected it, or another value; install it"
+            )
+    _check_registered(profile)
     return pool
 
 
-def check_tracker(name: str) -> None:
-    """InputError for a tracker of `trainer.report_to` that is not installed."""
-    if name != "none" and importlib.util.find_spec(name) is None:
-        raise InputError(
-            f"trainer.report_to: found {name}, which is not installed; expected an installed tracker, or none; "
-            f"pip install {name.replace('_', '-')}"
-        )
-
-
-def check_pool(name_or_path: str, contrast: str) -> list[Principle]:
-    """The principles of a pool that a `sufficiency.contrast` can tell apart."""
+def check_pool(name_or_path: str) -> list[Principle]:
+    """The principles of a pool of at least two. Raises InputError."""
     pool = load_pool(name_or_path)
-    if contrast != "others" and (bare := [principle.name for principle in pool if not principle.antithesis]):
-        raise InputError(
-            f"{name_or_path}: {bare[0]!r}: found no antithesis; expected one, for sufficiency.contrast "
-            f"{contrast}; add one, or set the contrast to others"
-        )
-    if contrast == "others" and len(pool) < 2:
+    if len(pool) < 2:
         raise InputError(f"{name_or_path}: found 1 principle; expected at least 2 to tell apart; add one")
     return pool
 
 
-def check_results(profile, results, skipped: Sequence[str] = ()) -> None:
-    """InputError unless results can be written, and what earlier attempts left there is whole and of this profile.
-
-    `skipped` names the stages that will not run now and must have run before.
-    """
-    check_can_make(results.folder, "results")
-    results.check_folders()
-    for stage in skipped:
-        for table in TABLES.get(stage, ()):
-            results.check_table(table)
-    for arm, seed in profile.runs():
-        adapter = results.runs / run_name(arm, seed) / "adapter"
-        if adapter.is_dir() and ("02_train" in skipped or results.is_of_profile("training")):
-            check_adapter(adapter, profile.trainer.lora)
+def _rollouts(profile: Profile) -> str:
+    return "vllm" if profile.trainer.rollouts.startswith("vllm") else "none"
 
 
-def check_ranking(profile, pool_file: str, root: str) -> Path:
-    """The folder for the ranking of a file's principles, root/sufficiency/<file's name>; InputError as `check_inputs`."""
-    check_pool(pool_file, profile.sufficiency.contrast)
-    check_questions(profile.questions, {"select": profile.sufficiency.questions})
-    check_model(profile.model)
-    stem = Path(pool_file).stem
-    if stem in (".", ".."):
-        raise InputError(
-            f"{pool_file}: found the file name {stem!r}; expected one that can name a folder; rename it"
-        )
-    folder = Path(root) / "sufficiency" / stem
-    check_can_make(folder, "--results")
-    if not folder.resolve().is_relative_to(Path(root).resolve()):
-        raise InputError(f"{folder}: found a link out of {root}; expected a folder; remove the link")
-    return folder
+def _check_registered(profile: Profile) -> None:
+    """InputError for an arm's reward or optimiser that is none. Only such arms have the libraries imported."""
+    for name in profile.arms:
+        settings = arm_settings(profile, name)
+        if settings["reward"] != "format":
+            from enigma.llm import rewards
+
+            rewards.check(settings["reward"])
+        if settings["optimizer"] != "adamw":
+            from enigma.llm import optimizers
+
+            optimizers.check(settings["optimizer"])

@@ -1,14 +1,12 @@
 """The five notebooks, run one after the other into results/<profile>/.
 
 The `.py` notebooks are the source: each is converted in memory, given its parameters, run by papermill in a kernel of
-its own, and saved under results/<profile>/notebooks. The source is never touched. Every stage resumes by itself, so
-running again is safe; only one run at a time holds the lock of a results folder (`enigma.record.runlock`). Seconds and peak
-memory of each stage go to results/<profile>/stages.json.
+its own, and saved under results/<profile>/notebooks. The source is never touched. Every stage resumes by itself through
+the store, so running again is safe. What each stage took goes into run.json.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import os
@@ -20,22 +18,30 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from enigma.data.principles import load_pool
 from enigma.errors import InputError
 from enigma.llm.loading import cache_folder
-from enigma.profile import Profile, load_profile, run_name, sizes
-from enigma.record.progress import HEARTBEAT, beat, heartbeat_path
-from enigma.record.results import DiskFull, Results, atomic_write_json, atomic_write_text, remove_leftovers
-from enigma.run import resources
-from enigma.run.inputs import check_inputs, check_results
-from enigma.run.jobs import how
+from enigma.profile import load_profile
+from enigma.record.files import DiskFull, atomic_write_text, remove_leftovers
+from enigma.record.licences import licences
+from enigma.record.progress import clock
+from enigma.record.provenance import PACKAGES
+from enigma.record.results import REPOSITORY, Results
+from enigma.run import costs, resources
+from enigma.run.inputs import check_inputs
+from enigma.stages import all_stages, jobs
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = REPOSITORY / "notebooks"
-SMALLER = {"paper": "gpu", "gpu": "cpu", "cpu": "smoke"}
-HEAVIEST = "02_train"  # whose needs a profile's estimates of memory and disk are
+SMALLER = {"paper": "gpu", "gpu": "cpu", "study": "cpu", "cpu": "smoke"}
 SAMPLE_SECONDS = 0.2
 FULL = 2**20  # bytes; a disk with less left is full
+# Of a user's own set-up, nothing that could change a run: start-up files, kernels, matplotlib's settings.
+KERNEL = {
+    "ENIGMA_HEADLESS": "1",
+    "JUPYTER_NO_CONFIG": "1",
+    "IPYTHONDIR": "",
+    "JUPYTER_PATH": "",
+    "MPLCONFIGDIR": "",
+}
 
 
 class StageFailed(RuntimeError):
@@ -48,49 +54,59 @@ def run(
     first: str | None = None,
     last: str | None = None,
     folder: Path = NOTEBOOKS,
-) -> Path:
-    """Run the notebooks in `folder` on a profile (name or path), stages `first` to `last`; return the results folder.
+) -> Results:
+    """Run the notebooks in `folder` on a profile (name or path), stages `first` to `last`; return the results.
 
     `root` is where results/<profile> is made, relative to the working directory. Raises InputError before anything
-    runs when the profile, the stage or a notebook's parameters are wrong, when disk or memory do not suffice and when
-    another process runs this profile there; StageFailed when a notebook stops.
+    runs when the profile, the stage or a notebook's parameters are wrong, when disk or memory do not suffice, and when a
+    stage that is skipped is not done; StageFailed when a notebook stops.
     """
     checked = load_profile(profile)
     results = Results(checked, root)
     every = stage_paths(folder)
     begin = _position(every, first, "--from") if first else 0
     end = _position(every, last, "--to") if last else len(every) - 1
-    stages = every[begin : end + 1]
-    if not stages:
+    if end < begin:
         raise InputError(
             f"--to: found {last!r}, before --from {first!r}; expected it or a later stage; correct it"
         )
     check_inputs(checked)
-    check_results(checked, results, [path.stem for path in every[:begin]])
-    how(checked)
+    check_skipped(checked, results, [path.stem for path in every[:begin]])
+    jobs.how()
     parameters = {"profile": str(profile), "root": str(root)}
-    notebooks = {path.stem: _prepared(path, parameters) for path in stages}
-    if HEAVIEST in notebooks:
-        _check_room(checked, results.folder)
-    with results.lock() as lock:
-        # What jobs of stage 2 may be writing elsewhere is theirs to clean.
-        remove_leftovers(results.folder, but=[results.runs / run_name(*one) for one in checked.runs()])
-        for stage, notebook in notebooks.items():
-            _run_stage(stage, notebook, parameters, results, lock)
-        # Once more, now that the last stage's own cost is known.
-        results.write_record()
-    return results.folder
+    notebooks = {path.stem: _prepared(path, parameters) for path in every[begin : end + 1]}
+    _check_room(checked, results)
+    with results.lock():
+        remove_leftovers(results.folder)
+        results.write_record(licences(checked, PACKAGES))
+    expected = costs.stage_minutes(checked)
+    started = time.monotonic()
+    for done, (stage, notebook) in enumerate(notebooks.items()):
+        left = sum(expected.get(name, 0.0) for name in list(notebooks)[done:])
+        used = clock(time.monotonic() - started)
+        about = f", about {clock(60 * left)} left if nothing is kept" if expected else ""
+        print(f"== {stage} ({done + 1}/{len(notebooks)}): {used} so far{about}", file=sys.stderr, flush=True)
+        _run_stage(stage, notebook, parameters, results)
+    return results
 
 
 def stage_paths(folder: Path = NOTEBOOKS) -> list[Path]:
-    """The stages' source notebooks in order."""
-    paths = sorted(folder.glob("[0-9][0-9]_*.py"))
+    """The stages' source notebooks in order; the introduction, number 00, is none."""
+    paths = [path for path in sorted(folder.glob("[0-9][0-9]_*.py")) if not path.name.startswith("00")]
     if not paths:
         raise InputError(
-            f"{folder}: found no notebooks such as 01_select.py; expected the repository's notebooks "
-            "folder; install with `pip install -e .` from a clone"
+            f"{folder}: found no notebooks such as 01_select.py; expected the repository's notebooks folder; install with "
+            "`pip install -e .` from a clone"
         )
     return paths
+
+
+def check_skipped(profile, results: Results, names: list[str]) -> None:
+    """Raise NotDone unless every piece of the stages `names` is kept."""
+    for stage in all_stages():
+        if stage.NAME in names:
+            for piece in stage.pieces(profile, results.store):
+                results.store.need(piece)
 
 
 def _position(stages: list[Path], named: str, option: str) -> int:
@@ -103,25 +119,29 @@ def _position(stages: list[Path], named: str, option: str) -> int:
     )
 
 
-# ---- room for a run ------------------------------------------------------------------------------------------------
-
-
-def _check_room(profile: Profile, folder: Path) -> None:
+def _check_room(profile, results: Results) -> None:
     """Raise InputError where the profile's estimate of disk or memory is more than there is.
 
     What the results folder and the cache hold already counts as found: an earlier attempt may have left it.
     """
-    size = sizes(profile, len(load_pool(profile.principles.pool)))
+    size = costs.sizes(profile)
     rooms = [("memory", "available", size.memory_gb, resources.free_memory, "close other programs")]
-    for place, setting in ((folder, "--results"), (cache_folder(), "ENIGMA_CACHE")):
+    for place, setting in ((results.folder, "--results"), (cache_folder(), "ENIGMA_CACHE")):
         found = functools.partial(_disk_for, place)
-        remedy = f"free some, name another folder with {setting}"
-        rooms.append(("disk", f"free for {place}", size.disk_gb, found, remedy))
+        rooms.append(
+            (
+                "disk",
+                f"free there ({setting})",
+                size.disk_gb,
+                found,
+                f"free some, name another folder with {setting}",
+            )
+        )
     for what, where, expected_gb, find, remedy in rooms:
         if expected_gb is not None and (found_gb := find() / 1e9) < expected_gb:
             raise InputError(
-                f"{profile.name}: {what}: found {found_gb:.2f} GB {where}; expected about "
-                f"{expected_gb:.2f} GB; {remedy}, or try {_smaller(profile)}"
+                f"{profile.name}: {what}: found {found_gb:.2f} GB {where}; expected about {expected_gb:.2f} GB; {remedy}, "
+                f"or try {_smaller(profile)}"
             )
 
 
@@ -129,7 +149,7 @@ def _disk_for(place: Path) -> int:
     return resources.free_disk(place) + resources.size_on_disk(place)
 
 
-def _smaller(profile: Profile) -> str:
+def _smaller(profile) -> str:
     smaller = SMALLER.get(profile.name)
     return f"the profile {smaller}" if smaller else "a smaller batch or fewer tokens"
 
@@ -140,98 +160,75 @@ def _smaller(profile: Profile) -> str:
 def _prepared(path: Path, parameters: dict):
     """The notebook of a `.py` source, its parameters checked."""
     import jupytext
+    from papermill.inspection import _infer_parameters  # what `papermill.inspect_notebook` asks of a file
 
     notebook = jupytext.read(path, fmt="py:percent")
-    known = _parameters(path, notebook)
+    notebook.metadata.setdefault(
+        "kernelspec", {"name": "python3", "language": "python", "display_name": "Python 3"}
+    )
+    known = [parameter.name for parameter in _infer_parameters(notebook, name="python3", language="python")]
     for name in parameters:
         if name not in known:
             raise InputError(
-                f"{path.name}: unknown parameter {name!r}; expected one of {', '.join(known) or '(none)'}, "
-                "the names in its cell tagged parameters"
+                f"{path.name}: unknown parameter {name!r}; expected one of {', '.join(known) or '(none)'}, the names in its "
+                "cell tagged parameters"
             )
     return notebook
 
 
-def _parameters(path: Path, notebook) -> list[str]:
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise InputError(f"{path.name}: found {len(cells)} cells tagged parameters; expected exactly one")
-    statements = [
-        node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign | ast.AnnAssign)
-    ]
-    targets = [target for node in statements for target in getattr(node, "targets", None) or [node.target]]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _run_stage(stage: str, notebook, parameters: dict, results: Results, lock: int | None) -> None:
+def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    print(f"== {stage}", file=sys.stderr, flush=True)
     target, started, status = results.notebooks / f"{stage}.ipynb", time.monotonic(), "failed"
-    heartbeat = {HEARTBEAT: str(heartbeat_path(results.folder, stage).absolute())}
-    with tempfile.TemporaryDirectory() as scratch, _peak_memory() as peak, _environment(**heartbeat):
+    with tempfile.TemporaryDirectory() as scratch, _peak_memory() as peak:
         raw = Path(scratch) / target.name
-        _record_start(results, stage)
         try:
-            _execute(notebook, raw, parameters, lock)
+            _execute(notebook, raw, parameters, Path(scratch))
             status = "done"
-        except KeyboardInterrupt:
-            status = "stopped"
-            raise
         except DeadKernelError:
-            raise StageFailed(_dead_kernel(stage, results.profile, peak[0])) from None
-        except PapermillExecutionError as error:
-            if error.ename in ("InputError", "DiskFull"):
-                raise InputError(f"{stage}: {error.evalue}") from None
             raise StageFailed(
-                f"{stage}: cell {error.exec_count} stopped with {error.ename}: {_short(error.evalue)}; "
-                f"{_full_disk(results)}the whole traceback is in {target}"
+                f"{stage}: the kernel died with {peak[0]:.1f} GB in use at its peak, most likely for want of memory; try "
+                f"{_smaller(results.profile)}, or a machine with more"
+            ) from None
+        except PapermillExecutionError as error:
+            if error.ename in ("InputError", "DiskFull", "NotDone"):
+                raise InputError(f"{stage}: {error.evalue}") from None
+            said = " ".join(f"{error.ename}: {error.evalue}".split())
+            raise StageFailed(
+                f"{stage}: cell {error.exec_count} stopped with {said:.200}; {_full_disk(results)}the whole traceback is in {target}"
             ) from None
         except OSError as error:  # papermill writes its own copy to the temporary folder
             free = resources.free_disk(raw)
             raise StageFailed(
-                f"{stage}: {scratch}: {error.strerror or error}; found {free:,} bytes free there; "
-                "expected room for a notebook; free some, or set TMPDIR"
+                f"{stage}: {scratch}: {error.strerror or error}; found {free:,} bytes free there; expected room for a notebook; "
+                "free some, or set TMPDIR"
             ) from error
         finally:
             seconds = time.monotonic() - started
             # On a full disk it is the failure that should be told, not that its record does not fit.
             with contextlib.nullcontext() if status == "done" else contextlib.suppress(DiskFull):
                 _save(raw, target, parameters)
-                _record(results, stage, seconds, peak[0], status)
-    print(f"== {stage}: {seconds:.0f} s, peak memory {peak[0]:.1f} GB", file=sys.stderr, flush=True)
+                results.record_stage(stage, status, seconds, peak[0])
+    print(f"== {stage}: {clock(seconds)}, peak memory {peak[0]:.1f} GB", file=sys.stderr, flush=True)
 
 
-def _execute(notebook, raw: Path, parameters: dict, lock: int | None) -> None:
+def _execute(notebook, raw: Path, parameters: dict, scratch: Path) -> None:
     import papermill
 
-    with _environment(ENIGMA_HEADLESS="1"), _no_kernel_left():
+    own = {name: value or str(scratch) for name, value in KERNEL.items()}
+    with _environment(own), _no_kernel_left():
         papermill.execute_notebook(
             notebook,
             str(raw),
             parameters=parameters,
             kernel_name="python3",
             language="python",
-            kernel_manager_class=_kernels(lock),
-            shutdown_kernel="immediate",  # all is written; a kernel asked politely amid its work protests at length
             progress_bar=False,
+            start_timeout=300,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
-
-
-def _kernels(lock: int | None):
-    """A kernel manager whose kernels inherit the run's lock: while one lives, even orphaned, no other run begins."""
-    from jupyter_client.manager import AsyncKernelManager
-
-    inherited = [lock] if lock is not None and os.name == "posix" else []
-
-    class Kernels(AsyncKernelManager):
-        async def _async_launch_kernel(self, command, **options):
-            await super()._async_launch_kernel(command, pass_fds=inherited, **options)
-
-    return Kernels
 
 
 @contextlib.contextmanager
@@ -249,25 +246,18 @@ def _no_kernel_left() -> Iterator[None]:
                 child.kill()
 
 
-def _dead_kernel(stage: str, profile: Profile, peak_gb: float) -> str:
-    return (
-        f"{stage}: the kernel died with {peak_gb:.1f} GB in use at its peak, most likely for want of memory; "
-        f"try {_smaller(profile)}, or a machine with more"
-    )
-
-
 def _full_disk(results: Results) -> str:
     """What to add to the report of a failure where the disk is full; libraries tell it each in their own words."""
     free = resources.free_disk(results.folder)
-    if free >= FULL:
-        return ""
-    expected = sizes(results.profile, len(load_pool(results.profile.principles.pool))).disk_gb
-    estimate = "" if expected is None else f", expected about {expected:.2f} GB for the whole run"
-    return f"{results.folder}: the disk is full: found {free:,} bytes free{estimate}; free some and go on; "
+    return (
+        ""
+        if free >= FULL
+        else f"{results.folder}: the disk is full: found {free:,} bytes free; free some and go on; "
+    )
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -292,10 +282,8 @@ def _peak_memory() -> Iterator[list[float]]:
         while not stop.wait(SAMPLE_SECONDS):
             total = 0
             for child in own.children(recursive=True):
-                try:
+                with contextlib.suppress(psutil.Error):  # it may have just ended
                     total += 0 if child.pid in before else child.memory_info().rss
-                except psutil.Error:  # it has just ended
-                    continue
             peak[0] = max(peak[0], total / 1e9)
 
     thread = threading.Thread(target=sample, daemon=True)
@@ -305,61 +293,6 @@ def _peak_memory() -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
-
-
-def _record_start(results: Results, stage: str) -> None:
-    """Say in stages.json that the stage is running; the heartbeat says of which process."""
-    beat("starting", 0, None, "")
-    stages = _recorded(results)
-    stages[stage] = {
-        **_NEW_STAGE,
-        **stages.get(stage, {}),
-        "status": "running",
-        "profile_hash": results.profile.hash,
-    }
-    stages[stage].pop("reason", None)
-    atomic_write_json(results.folder / "stages.json", dict(sorted(stages.items())))
-
-
-def _record(results: Results, stage: str, seconds: float, peak_gb: float, status: str) -> None:
-    """Add an attempt to stages.json. What was recorded for another profile text is dropped.
-
-    `seconds` is the sum over attempts, because a later attempt only finishes what earlier ones left.
-    """
-    stages = _recorded(results)
-    before = stages.get(stage, _NEW_STAGE)
-    stages[stage] = {
-        "seconds": round(before["seconds"] + seconds, 1),
-        "peak_memory_gb": round(max(before["peak_memory_gb"], peak_gb), 2),
-        "attempts": before["attempts"] + 1,
-        "last_seconds": round(seconds, 1),
-        "status": status,
-        "profile_hash": results.profile.hash,
-    }
-    if status == "failed":
-        error = sys.exception()  # the one that ends the stage
-        stages[stage]["reason"] = _short(error) or type(error).__name__
-    atomic_write_json(results.folder / "stages.json", dict(sorted(stages.items())))
-
-
-_NEW_STAGE = {"seconds": 0.0, "peak_memory_gb": 0.0, "attempts": 0}
-
-
-def _recorded(results: Results) -> dict:
-    """{stage: entry} of stages.json, without what was recorded for another profile text."""
-    stages = _read_stages(results.folder / "stages.json")
-    return {
-        name: entry for name, entry in stages.items() if entry.get("profile_hash") == results.profile.hash
-    }
-
-
-def _read_stages(path: Path) -> dict:
-    import json
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: it is only a record, and is started anew
-        return {}
 
 
 # ---- executed notebooks carry no path of this machine ---------------------------------------------------------------
@@ -382,7 +315,7 @@ def _replacements(parameters: dict) -> list[tuple[re.Pattern, str]]:
     root, profile = Path(parameters["root"]), Path(parameters["profile"])
     named = {
         Path(tempfile.gettempdir()): "<tmp>",
-        Path.home(): "~",
+        Path(os.path.expanduser("~")): "~",
         Path(sys.base_prefix): "<python>",
         Path(sys.prefix): "<python>",
         cache_folder(): "<cache>",
@@ -416,8 +349,3 @@ def _without_paths(value, replacements: list[tuple[re.Pattern, str]]):
         for pattern, name in replacements:
             value = pattern.sub(name, value)
     return value
-
-
-def _short(text: str, limit: int = 200) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import functools
 import importlib.metadata
+import io
 import logging
 import math
 import os
@@ -98,14 +99,10 @@ def _load_task(manager, name: str):
             raise InputError(
                 f"benchmarks.tasks: found {name!r}; expected a task of lm-eval, such as {near or 'arc_easy'}"
             )
-        spec = name
         if folder is not None and name in catalogue.LAYOUTS:
-            spec = {
-                "task": name,
-                "custom_dataset": functools.partial(_from_folder, name, folder),
-                "dataset_path": "json",
-            }
-        task = next(iter(manager.load([spec])["tasks"].values()))
+            task = _read_from(folder, name, manager.task_index[name].yaml_path)
+        else:
+            task = next(iter(manager.load([name])["tasks"].values()))
         _process_once(task)
         return task
     except InputError:
@@ -139,10 +136,23 @@ def _user_task(manager, name: str):
         return next(iter(own.load([Path(name).stem])["tasks"].values()))
 
 
-def _from_folder(name: str, folder: Path, **_):
+def _read_from(folder: Path, name: str, shipped: Path):
+    """lm-eval's own task, reading its rows from the user's folder and changed in nothing else."""
     import datasets
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    return {split: datasets.Dataset.from_list(rows) for split, rows in catalogue.splits(name, folder).items()}
+    rows = {
+        split: datasets.Dataset.from_list(found) for split, found in catalogue.splits(name, folder).items()
+    }
+    config = load_yaml(shipped, resolve_func=True)
+    kept = {key: config[key] for key in config if key not in ("tag", "group", "dataset_kwargs")}
+    unread = {
+        key: None
+        for key in ("training_split", "validation_split", "test_split")
+        if config.get(key) not in rows
+    }
+    return ConfigurableTask(config={**kept, **unread, "custom_dataset": lambda **_: rows})
 
 
 def _process_once(task) -> None:
@@ -371,18 +381,17 @@ def quiet() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     loggers = [logging.getLogger(name) for name in QUIET]
     levels = [logger.level for logger in loggers]
-    bars, caching = os.environ.get("TQDM_DISABLE"), datasets.is_caching_enabled()
+    caching = datasets.is_caching_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     datasets.disable_caching()
-    os.environ["TQDM_DISABLE"] = "1"
     try:
-        with warnings.catch_warnings():
+        # lm-eval's bars go to standard error, many times a second.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        os.environ.pop("TQDM_DISABLE") if bars is None else os.environ.__setitem__("TQDM_DISABLE", bars)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if caching:

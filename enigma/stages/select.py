@@ -31,6 +31,8 @@ CAPTIONS = {
     "in nats. si_plain: from the completions sampled under a principle alone. si_paraphrase: read under independent "
     "paraphrases of the principles, a lower bound that repeating a principle's own words does not raise. The sets were "
     "chosen on these questions, so their own SI flatters them; the table legibility measures them on others.",
+    "sufficiency_items": "Each principle's information (nats, weighted) and weight question by question, reasoning span: the "
+    "rows that si and its intervals are made from.",
     "selection": "The sets that stage 2 trains on, by SI over the reasoning span.",
     "selection_stability": "How stable is the selection? in_high and in_low: share of the bootstrap resamples of the "
     "questions in which a principle is in the set of highest and of lowest SI. si_first and si_second: its SI on two "
@@ -134,6 +136,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     retest = [_retest_row(span, questions, profile.seeds.bootstrap) for span in SPANS]
     return {
         "sufficiency": sufficiency_table(pool, questions, sets),
+        "sufficiency_items": _items(names, by_principle),
         "selection": _selection(pool, sets),
         "selection_stability": pd.DataFrame(stable | {"si_first": first, "si_second": second}),
         "test_retest": pd.DataFrame(retest),
@@ -173,6 +176,15 @@ def sufficiency_table(
             echo_free_set = _at(si.set_information(scores, [members], read), 0) if read else None
             rows.append(head | _row(len(members), _at(own, 0), sampled, echo_free_set))
     return pd.DataFrame(rows)
+
+
+def _items(names: list[str], ratio: si.Ratio) -> pd.DataFrame:
+    principles, questions = ratio.weight.shape
+    columns = {
+        "principle": np.repeat(names, questions),
+        "question": np.tile(np.arange(questions), principles),
+    }
+    return pd.DataFrame(columns | {"information": ratio.information.ravel(), "weight": ratio.weight.ravel()})
 
 
 def _at(ratio: si.Ratio, i: int) -> si.Ratio:

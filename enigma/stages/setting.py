@@ -5,9 +5,11 @@ The paper's column holds what is publicly known of it, with its source; this run
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
-from enigma.profile import Profile, sizes
+from enigma.profile import Profile
 
 NOT_KNOWN = "not known here"
 # Source marks: the paper's abstract, or a secondary account of the paper.
@@ -45,22 +47,32 @@ def table(profile: Profile) -> pd.DataFrame:
 
 def _here(profile: Profile) -> dict[str, str]:
     trainer, questions, stage = profile.trainer, profile.questions, profile.sufficiency
-    size = sizes(profile, 2 * profile.principles.set_size)  # what depends on the pool is not used here
-    parameters = f"{size.parameters / 1e6:,.0f}M parameters, " if size.parameters else ""
-    name = {"embedded": "SmolLM2-135M-Instruct", "random": "a tiny model with random weights"}
+    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    tokens = trainer.max_steps * completions * trainer.max_completion_length
+    name = {
+        "embedded": "SmolLM2-135M-Instruct from 4-bit weights (Q4_1) turned back to 16 bits",
+        "random": "a tiny model with random weights",
+    }
     rows = {"builtin": "built-in questions", "jsonl": f"own file, {questions.column or 'questions'}"}
     weights = [f"{arm}: {spec.lambda_sami:g}, {spec.lambda_ot:g}" for arm, spec in profile.arms.items()]
     others = [f"{arm}: {spec.reward} too" for arm, spec in profile.arms.items() if spec.reward != "format"]
     ratio = "GRPO (TRL's), ratio of whole sequences, advantages centred and not divided by their deviation"
+    limit = profile.benchmarks.limit
     each = (
-        "all items" if profile.benchmarks.limit is None else f"at most {profile.benchmarks.limit} items each"
+        "all items"
+        if limit is None
+        else f"at most {limit} items each"
+        if isinstance(limit, int)
+        else "sampled items"
     )
+    model = Path(profile.model.id or "").name if profile.model.source == "local" else profile.model.id
+    pool = profile.principles.pool
     return {
-        "model": f"{name.get(profile.model.source) or profile.model.id}, {parameters}{profile.model.dtype}",
+        "model": f"{name.get(profile.model.source) or model}, {profile.model.dtype}",
         "adapter": f"LoRA r={trainer.lora.r} on {', '.join(trainer.lora.target_modules)}",
         "questions": rows.get(questions.source) or f"{questions.dataset}, {questions.rows or 'all'} rows",
-        "steps, completions and tokens": f"{trainer.max_steps} steps of {size.completions_per_step} completions of at most "
-        f"{trainer.max_completion_length} tokens: {trainer.max_steps * size.tokens_per_step:,} tokens a run at most",
+        "steps, completions and tokens": f"{trainer.max_steps} steps of {completions} completions of at most "
+        f"{trainer.max_completion_length} tokens: {tokens:,} tokens a run at most",
         "arms and seeds": f"{', '.join(profile.arms)}; {len(profile.seeds.runs)} "
         f"seed{'s' if len(profile.seeds.runs) > 1 else ''}",
         "reward": "; ".join(
@@ -68,8 +80,8 @@ def _here(profile: Profile) -> dict[str, str]:
         ),
         "policy loss": ratio,
         "weights of the SAMI and the Sinkhorn term": f"{'; '.join(weights)}; Sinkhorn budget {trainer.ot_budget:g}",
-        "principles": f"pool {profile.principles.pool}, sets of {profile.principles.set_size}: {', '.join(profile.sets())}",
-        "Sufficiency Index": f"row bound / log K over the reasoning span, {stage.questions} questions, "
+        "principles": f"pool {pool if pool == 'default' else Path(pool).name}, sets of {profile.principles.set_size}: {', '.join(profile.sets())}",
+        "Sufficiency Index": f"information / log K, Rao-Blackwellised, over the reasoning span, {stage.questions} questions, "
         f"completions for each principle: {stage.samples}",
         "benchmarks": f"{', '.join(profile.benchmarks.tasks)}; {each}",
     }

@@ -1,0 +1,59 @@
+"""results/<profile>/ -> results/reference/<profile>/: what maintainers publish on purpose, and nothing else writes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from enigma.errors import InputError
+from enigma.record.cache import NotDone
+from enigma.record.files import atomic_folder, atomic_write_json, file_hash
+from enigma.record.provenance import code_commit
+from enigma.record.results import RECORD, REFERENCE, Results
+from enigma.run.status import is_complete
+from enigma.run.verify import MANIFEST
+from enigma.stages import all_stages, train
+
+MAIN_ARMS = ("grpo", "enigma_high", "enigma_low")
+FOLDERS = ("raw", "tables", "figures", "notebooks")
+
+
+def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
+    """Copy a finished run into the reference, with the adapters of the main arms' first seed, and a list of hashes.
+
+    Raises InputError for a run that is not complete, whose pieces were made by more than one commit, or by a tree with
+    changes that were not committed.
+    """
+    try:
+        complete = is_complete(profile, results)
+    except NotDone:
+        complete = False
+    if not complete:
+        raise InputError(
+            f"{results.folder}: the run is not complete; expected every piece and table; finish it first"
+        )
+    store = results.store
+    commits = {
+        store.made(piece)["commit"] for stage in all_stages() for piece in stage.pieces(profile, store)
+    }
+    commits |= {results.read_record()["commit"], code_commit()}
+    if len(commits) > 1 or any("+" in commit or commit == "unknown" for commit in commits):
+        raise InputError(
+            f"{results.folder}: found work of {', '.join(sorted(commits))}; expected one commit of a clean tree, the one that is "
+            "checked out; run it again there"
+        )
+    folder = target / profile.name
+    with atomic_folder(folder) as new:
+        for name in FOLDERS:
+            shutil.copytree(results.folder / name, new / name)
+        for name in (RECORD, "reproduction.md", "report.html"):
+            if (results.folder / name).is_file():
+                shutil.copy2(results.folder / name, new / name)
+        for arm, seed in profile.runs():
+            if arm in MAIN_ARMS and seed == profile.seeds.runs[0]:
+                shutil.copytree(train.adapter(profile, store, arm, seed), new / "adapters" / f"{arm}-s{seed}")
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        atomic_write_json(
+            new / MANIFEST, {path.relative_to(new).as_posix(): file_hash(path) for path in files}
+        )
+    return folder
