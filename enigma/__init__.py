@@ -24,7 +24,7 @@ _PUBLIC = {
     "strict_format": "enigma.method.rewards",
     "sufficiency_index": "enigma.method.sufficiency",
 }
-__all__ = [*_PUBLIC]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):

@@ -374,8 +374,8 @@ class EnigmaTrainer(GRPOTrainer):
             for total, source in zip(totals, inputs["principle_index"].view(scores.sets, -1), strict=True)
         ]
         return {
-            name: torch.stack([getattr(b, name) for b in bounds]).mean()
-            for name in ("row_bound", "column_bound")
+            f"{name}_bound": torch.stack([getattr(b, name) for b in bounds]).mean()
+            for name in ("row", "column")
         }
 
     def _reasoning_mask(self, inputs) -> Tensor:

@@ -166,6 +166,8 @@ def _prepared(path: Path, parameters: dict):
     notebook.metadata.setdefault(
         "kernelspec", {"name": "python3", "language": "python", "display_name": "Python 3"}
     )
+    for cell in notebook.cells:
+        cell.metadata.setdefault("tags", [])  # papermill expects them
     known = [parameter.name for parameter in _infer_parameters(notebook, name="python3", language="python")]
     for name in parameters:
         if name not in known:
