@@ -24,7 +24,18 @@ _PUBLIC = {
     "strict_format": "enigma.method.rewards",
     "sufficiency_index": "enigma.method.sufficiency",
 }
-__all__ = list(_PUBLIC)
+__all__ = [
+    "EnigmaConfig",
+    "EnigmaTrainer",
+    "graded_format",
+    "load_profile",
+    "mutual_information_bounds",
+    "sami_loss",
+    "sample_and_score",
+    "sinkhorn_divergence",
+    "strict_format",
+    "sufficiency_index",
+]
 
 
 def __getattr__(name: str):
