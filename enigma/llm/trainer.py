@@ -262,7 +262,8 @@ class EnigmaTrainer(GRPOTrainer):
 
     def log(self, logs: dict, *args, **kwargs) -> None:
         if "grad_norm" in logs:
-            self._stop_unless_finite("gradient", torch.tensor(logs["grad_norm"]), "its norm")
+            norm = torch.tensor(float(logs["grad_norm"]), device=self.accelerator.device)  # NCCL reduces no CPU tensor
+            self._stop_unless_finite("gradient", norm, "its norm")
             logs["grad_clipped"] = float(0 < self.args.max_grad_norm < logs["grad_norm"])
         super().log(logs, *args, **kwargs)
 
@@ -310,9 +311,8 @@ class EnigmaTrainer(GRPOTrainer):
                 cross=args.lambda_sami > 0 or self._logs_all(),
             )
         try:
-            self._stop_unless_finite(
-                "log-probability of a completion", self._scores.matrix, "under some principle"
-            )
+            read = self._scores.logps if self._scores.matrix is None else self._scores.matrix
+            self._stop_unless_finite("log-probability of a completion", read, "under some principle")
             grpo = super()._compute_loss(model, inputs)
             scores = self._scores
         finally:
@@ -324,7 +324,6 @@ class EnigmaTrainer(GRPOTrainer):
         terms = {"loss/grpo": grpo * scale, **self._reference_metrics(scores, inputs)}
         extra = grpo.new_zeros(())
         if scores.matrix is not None:
-            self._stop_unless_finite("log-probability of a completion", scores.matrix, "under some principle")
             sami = self._sami(scores, inputs)
             bounds = self._bounds(scores, inputs)
             terms |= {
