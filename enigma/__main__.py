@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 Profile = Annotated[str, typer.Argument(help="A name, or a path to a YAML file.")]
 Default = Annotated[str, typer.Option("--profile", help="A name, or a path to a YAML file.")]
-Root = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results/<profile> lies.")]
+Root = Annotated[str, typer.Option("--results", metavar="DIR", help="Where results/<profile> lies.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Launch = Annotated[
     str | None,
@@ -70,7 +70,7 @@ def check(profile: Profile = "cpu", as_json: Json = False) -> None:
 @app.command()
 def run(
     profile: Profile = "cpu",
-    results: Root = Path("results"),
+    results: Root = "results",
     first: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Begin there, such as 03_benchmark.")
     ] = None,
@@ -82,6 +82,9 @@ def run(
     allow_code: Allow = False,
 ) -> None:
     """Run the five notebooks on a profile, write the report, and compare with what is published."""
+    from enigma.profile import load_profile
+
+    load_profile(profile)  # a bad one is refused before any library is imported
     from enigma.record import report
     from enigma.run import pipeline
 
@@ -110,7 +113,7 @@ def _reproduction(done) -> str:
 @app.command()
 def train(
     profile: Profile,
-    results: Root = Path("results"),
+    results: Root = "results",
     arm: Annotated[str | None, typer.Option(help="Only this arm.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th run, from the I-th on.")] = "1/1",
@@ -146,7 +149,7 @@ def train(
 
 
 @app.command()
-def status(profile: Profile = "cpu", results: Root = Path("results"), as_json: Json = False) -> None:
+def status(profile: Profile = "cpu", results: Root = "results", as_json: Json = False) -> None:
     """Say of every piece of work whether it is kept or to do, and why."""
     from enigma.profile import load_profile
     from enigma.run.status import status as lines
@@ -158,7 +161,7 @@ def status(profile: Profile = "cpu", results: Root = Path("results"), as_json: J
 def select(
     principles: Annotated[str, typer.Argument(help="A YAML file with a list under principles:")],
     profile: Default = "cpu",
-    results: Root = Path("results"),
+    results: Root = "results",
     as_json: Json = False,
 ) -> None:
     """Rank principles of your own by their Sufficiency Index."""
@@ -181,7 +184,7 @@ def select(
 def create(
     principles: Annotated[str, typer.Argument(help="A YAML file with a list under principles:")],
     profile: Default = "cpu",
-    results: Root = Path("results"),
+    results: Root = "results",
     as_json: Json = False,
 ) -> None:
     """Propose better texts for principles, keep those that prove it on fresh questions, and write both."""
@@ -197,7 +200,7 @@ def create(
 
 
 @app.command()
-def report(profile: Profile = "cpu", results: Root = Path("results")) -> None:
+def report(profile: Profile = "cpu", results: Root = "results") -> None:
     """Write report.html anew from the executed notebooks."""
     from enigma.profile import load_profile
     from enigma.record import report as page
@@ -228,7 +231,7 @@ def verify(
 
 
 @app.command()
-def publish(profile: Profile, results: Root = Path("results")) -> None:
+def publish(profile: Profile, results: Root = "results") -> None:
     """For maintainers: make a finished run of one clean commit the published results of its profile."""
     from enigma.profile import load_profile
     from enigma.record.results import Results
@@ -327,7 +330,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong argument, in the words of the command line's library
-            return _refuse(InputError(f"{error.format_message()} See `enigma --help`."), 2)
+            found = error.format_message().strip().rstrip(".")
+            return _refuse(InputError(f"command line: {found}; expected what `enigma --help` shows; correct it"), 2)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

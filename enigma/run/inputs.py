@@ -58,14 +58,10 @@ def _rollouts(profile: Profile) -> str:
 
 
 def _check_registered(profile: Profile) -> None:
-    """InputError for an arm's reward or optimiser that is none. Only such arms have the libraries imported."""
+    """InputError for an arm's reward that is none. Only such arms have the libraries imported."""
     for name in profile.arms:
         settings = arm_settings(profile, name)
         if settings["reward"] != "format":
             from enigma.llm import rewards
 
             rewards.check(settings["reward"])
-        if settings["optimizer"] != "adamw":
-            from enigma.llm import optimizers
-
-            optimizers.check(settings["optimizer"])

@@ -70,6 +70,7 @@ def run(
         raise InputError(
             f"--to: found {last!r}, before --from {first!r}; expected it or a later stage; correct it"
         )
+    results.check_folders()
     check_inputs(checked)
     check_skipped(checked, results, [path.stem for path in every[:begin]])
     jobs.how()

@@ -232,7 +232,7 @@ def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder)
     settings = spec.model_dump(exclude={"lora", "zero_spread", "rollouts"})
     settings |= ROLLOUTS[spec.rollouts]
     settings |= jobs.share(spec, jobs.world_size())
-    settings |= {key: value for key, value in own.items() if key not in ("reward", "optimizer")}
+    settings |= {key: value for key, value in own.items() if key not in ("reward",)}
     config = EnigmaConfig(
         output_dir=str(output),
         **settings,

@@ -8,6 +8,7 @@ Source: our choice [D].
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -100,11 +101,12 @@ def data_folder() -> Path | None:
 def check_data(names: Sequence[str]) -> None:
     """InputError for a task file that is missing, or for data in the user's folder that is missing or not as it should be.
 
-    Data that come from the hub are not looked at, nor the names of lm-eval's tasks, which lm-eval knows.
+    Data that come from the hub are not looked at. A name that this project does not know is looked up in lm-eval's index.
     """
     folder = data_folder()
+    _check_names([name for name in names if name not in (*OWN_TASKS, *LAYOUTS) and not _is_file(name)])
     for name in names:
-        if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+        if _is_file(name) and not Path(name).is_file():
             raise InputError(
                 f"benchmarks.tasks: {name}: no such file; expected an lm-eval task; correct the path"
             )
@@ -112,6 +114,27 @@ def check_data(names: Sequence[str]) -> None:
             for file in LAYOUTS[name].files.values():
                 for _ in read_rows(folder / file, name):
                     pass
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _check_names(names: list[str]) -> None:
+    """InputError for a name that lm-eval does not know. Its index of 14,000 names takes seconds to read."""
+    if not names:
+        return
+    from lm_eval.tasks import TaskManager
+
+    known = TaskManager().all_tasks
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, [*OWN_TASKS, *known], n=1)
+            hint = f"did you mean {close[0]}?" if close else "correct the name"
+            raise InputError(
+                f"benchmarks.tasks: found {name!r}; expected a task of this project ({', '.join(OWN_TASKS)}), of lm-eval, or "
+                f"a YAML file; {hint}"
+            )
 
 
 def splits(name: str, folder: Path) -> dict[str, list[dict]]:
