@@ -88,7 +88,7 @@ class Questions(Section):
 class Principles(Section):
     pool: Text
     set_size: Annotated[int, Field(ge=2)]
-    # Sets are chosen among those with as many principles of one family as of another.
+    # A set has no more principles of one family than it must.
     balanced: bool = False
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from enigma.errors import InputError
 from enigma.llm import loading as assets
-from enigma.profile import Model, RandomModel, load_profile, sizes
+from enigma.profile import Model, RandomModel, load_profile
 
 TINY = RandomModel(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2

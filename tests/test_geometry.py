@@ -1,36 +1,26 @@
-"""Geometry: every measure on data with a known answer, and the stage on a tiny model with planted adapters."""
+"""Geometry: every measure on data with a known answer, and hidden states against one dense forward each."""
 
 from __future__ import annotations
 
-import json
 import math
-from itertools import combinations, permutations
+from itertools import combinations
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.linalg
 import scipy.spatial
 import torch
-import yaml
 from scipy import stats
 
-from enigma.errors import InputError
-from enigma.method.transport import sinkhorn_divergence
-from enigma.profile import BUILTIN, load_profile
-from enigma.record.results import Results
-from enigma.stages import geometry
-from enigma.stages.geometry import (
-    StateReader,
+from enigma.llm.states import StateReader, greedy_completions
+from enigma.method.geometry import (
     anisotropy,
     displacement_share,
     effective_rank,
     fisher_rao,
-    greedy_completions,
     intrinsic_dimension,
     jackknife_interval,
     linear_cka_debiased,
-    measured_layers,
     participation_ratio,
     permutation_p,
     principal_angles,
@@ -40,6 +30,7 @@ from enigma.stages.geometry import (
     subset_shares,
     variance_ratio,
 )
+from enigma.method.transport import sinkhorn_divergence
 
 
 @pytest.fixture
@@ -120,17 +111,6 @@ def test_debiased_cka_of_independent_clouds_is_zero_on_average(rng):
     ]
     assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
     assert np.std(values) < 0.2  # the biased estimator stands near 0.7 here
-
-
-def test_unbiased_hsic_equals_its_definition_over_quadruples(rng):
-    x, y = rng.standard_normal((6, 2)), rng.standard_normal((6, 3))
-    k, m = (geometry._gram_without_diagonal(cloud) for cloud in (x, y))
-
-    def kernel(i, j, q, r):
-        return k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])
-
-    expected = np.mean([kernel(*four) for four in permutations(range(6), 4)])
-    assert geometry._unbiased_hsic(k, m) == pytest.approx(expected)
 
 
 def test_debiased_cka_equals_the_cosine_of_u_centred_distances(rng):
@@ -413,19 +393,6 @@ def test_bad_input_is_refused(call, message):
 # ---- reading states ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(2, [1, 2]), (10, list(range(1, 11))), (30, list(range(3, 31, 3)))]
-)
-def test_measured_layers(count, expected):
-    assert measured_layers(count) == expected
-
-
-def test_measured_layers_end_with_the_last():
-    for count in range(1, 60):
-        layers = measured_layers(count)
-        assert layers[-1] == count and 1 <= layers[0] and len(layers) <= 10
-
-
 @pytest.mark.parametrize("prefix", [0, 5])
 def test_states_equal_one_dense_forward_each(toy_model, prefix):
     model = toy_model().eval()
@@ -456,193 +423,3 @@ def test_greedy_completions_are_the_argmax_and_stop_at_the_end(toy_model, toy_to
     model.generation_config.eos_token_id = [third, toy_tokenizer.eos_token_id]
     stopped = greedy_completions(model, toy_tokenizer, prompts[:1], 6, 2)[0]
     assert stopped == found[0][: found[0].index(third) + 1]
-
-
-# ---- the stage -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stage(tmp_path, monkeypatch, toy_model, toy_tokenizer):
-    """A profile with three arms on a toy model: one untouched adapter, one small, one large; the calls of load_policy."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    from enigma.llm import loading as assets
-
-    data = yaml.safe_load((BUILTIN / "smoke.yaml").read_text())
-    data["geometry"] |= {"prompts": 6, "max_tokens": 12, "permutations": 39}
-    data["arms"] = {
-        name: {"set": kind, "lambda_sami": 0.0, "lambda_ot": 0.0}
-        for name, kind in (("still", "high"), ("small", "high"), ("large", "low"))
-    }
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    profile = load_profile(tmp_path / "toy.yaml")
-    results = Results(profile, tmp_path / "results")
-    names = [principle.name for principle in geometry.load_pool("default")]
-    results.write_yaml(
-        "selection", {"high": {"principles": names[:3]}, "low": {"principles": names[3:6]}}, "chosen"
-    )
-    for arm, size in (("still", 0.0), ("small", 0.02), ("large", 0.3)):
-        torch.manual_seed(1)
-        model = get_peft_model(toy_model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=size) if size else torch.nn.init.zeros_(weight)
-        model.save_pretrained(results.run_folder(arm, 0) / "adapter")
-    calls = []
-
-    def load_policy(spec, adapter, seed=0):
-        calls.append(adapter)
-        model = toy_model()
-        return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval(), toy_tokenizer
-
-    monkeypatch.setattr(assets, "load_policy", load_policy)
-    return profile, results, calls
-
-
-def pick(frame, measure, arm, layer=2):
-    return frame[(frame.measure == measure) & (frame.arm == arm) & (frame.layer == layer)].iloc[0]
-
-
-def test_stage_measures_what_was_planted(stage):
-    profile, results, _ = stage
-    frames = geometry.run(profile, results)
-    table = frames["geometry"]
-    assert list(table.columns) == ["arm", "seed", "layer", "measure", "value", "low", "high"]
-    assert list(dict.fromkeys(table.arm)) == ["still", "small", "large"]
-    for measure, still in (
-        ("fisher_rao", 0),
-        ("sinkhorn", 0),
-        ("displacement", 0),
-        ("principal_angle", 0),
-        ("cka", 1),
-    ):
-        assert pick(table, measure, "still").value == pytest.approx(still, abs=1e-3)
-    for measure in ("fisher_rao", "sinkhorn", "displacement"):
-        small, large = pick(table, measure, "small"), pick(table, measure, "large")
-        assert 0 < small.value < large.value
-        assert large.low < large.value < large.high
-    assert pick(table, "effective_rank", "still").value == pytest.approx(
-        pick(table, "effective_rank_base", "large").value
-    )
-    assert set(table[table.measure == "fisher_rao"].layer) == {2}
-    assert set(table[table.measure == "sinkhorn"].layer) == {1, 2}
-    assert table.value.notna().all()
-    assert table[table.measure.str.startswith("probe_accuracy")].value.between(0, 1).all()
-
-    directions = frames["directions"]
-    moved = directions[directions.arm != "still"]
-    assert moved.observed.between(0, 1).all() and moved.p_value.between(1 / 40, 1).all()
-    assert (moved.isotropic == 3 / 32).all()
-    assert ((moved.observed_low < moved.observed) & (moved.observed < moved.observed_high)).all()
-    assert ((moved.null_low <= moved.null_mean) & (moved.null_mean <= moved.null_high)).all()
-    assert directions[directions.arm == "still"].observed.isna().all()
-    points = frames["projection"]
-    assert set(points[points.arm == "small"].kind) == {"principle", "displacement"}
-    for name, frame in frames.items():
-        read = results.read_table(name)
-        pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-5)
-
-
-def test_stage_resumes_by_weights_and_principles(stage):
-    profile, results, calls = stage
-    first = geometry.run(profile, results)
-    assert len(calls) == 4
-    again = geometry.run(profile, results)
-    assert len(calls) == 4
-    for name in first:
-        pd.testing.assert_frame_equal(first[name], again[name])
-
-    weights = results.run_folder("small", 0) / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes(
-        (results.run_folder("large", 0) / "adapter" / "adapter_model.safetensors").read_bytes()
-    )
-    (results.run_folder("still", 0) / "geometry.json").write_text("{ half a file")
-    changed = geometry.run(profile, results)
-    assert [path and path.parent.name for path in calls[4:]] == [None, "still-s0", "small-s0"]
-    assert (
-        pick(changed["geometry"], "displacement", "small").value
-        == pick(changed["geometry"], "displacement", "large").value
-    )
-    pd.testing.assert_frame_equal(
-        changed["geometry"].query("arm == 'large'"),
-        first["geometry"].query("arm == 'large'"),
-        check_exact=True,
-    )
-
-
-def test_a_direction_that_was_planted_is_found(stage):
-    """Displacement set to the principles' own effect: all of its energy lies in their span."""
-    profile, results, _ = stage
-    base = geometry._Base(profile, results, *geometry._principles(profile, results))
-    means = base.told.mean(0)
-    untrained = geometry.Clouds(means, np.ones((2, 6, 32)))
-    effect = (base.told[base.sets["high"]] - means).mean(1)
-    moved = geometry.Clouds(means + effect[0] - 2 * effect[2], untrained.tokens)
-    shares, _ = base._direction_rows(untrained, moved, base.sets["high"])
-    for _, observed, *_, null_mean, _, _, p_value in shares:
-        assert observed == pytest.approx(1, abs=1e-5)
-        assert null_mean < 0.9 and p_value <= 3 / 40
-
-
-def test_the_sets_are_among_the_principles_drawn_from(stage, monkeypatch):
-    profile, results, _ = stage
-    monkeypatch.setattr(geometry, "MAX_POOL", 8)
-    pool, sets = geometry._principles(profile, results)
-    assert len(pool) == len({principle.name for principle in pool}) == 8
-    selection = results.read_yaml("selection")
-    for name, members in sets.items():
-        assert [pool[i].name for i in members] == selection[name]["principles"]
-
-
-def test_many_prompts_leave_a_bounded_share_of_tokens():
-    for prompts, tokens in ((3, 64), (500, 64), (2000, 3)):
-        picked = geometry._pick_tokens([[0] * tokens] * prompts, 0)
-        assert len(picked) == prompts
-        assert sum(map(len, picked)) == min(512 // prompts * prompts or 512, prompts * tokens)
-        assert all(len(set(p)) == len(p) and (p < tokens).all() for p in picked)
-
-
-def test_missing_adapter_and_selection_are_named(stage):
-    profile, results, _ = stage
-    (results.run_folder("small", 0) / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match="small-s0.*02_train"):
-        geometry.run(profile, results)
-    results.write_yaml("selection", {"high": {"principles": ["no-such"]}}, "chosen")
-    with pytest.raises(InputError, match="no-such.*01_select"):
-        geometry.run(profile, results)
-
-
-def test_cached_file_is_plain_json(stage):
-    profile, results, _ = stage
-    geometry.run(profile, results)
-    part = json.loads((results.run_folder("still", 0) / "geometry.json").read_text())
-    assert set(part) == {"key", "geometry", "directions", "projection"}
-
-
-def test_the_cost_is_measured_on_the_whole_stage(tmp_path):
-    from benchmarks import geometry_cost
-
-    profile = load_profile("smoke")
-    rows = geometry_cost.measure(profile, tmp_path, prompts=40, tokens=6)
-    assert [row["target"] for row in rows] == [5.0, 4.0, 5.0]
-    assert all(row["value"] > 0 and row["met"] == (row["value"] <= row["target"]) for row in rows)
-    table = pd.read_csv(tmp_path / "smoke" / "tables" / "geometry.csv")
-    assert table.value.notna().all() and (table[table.measure == "displacement"].value > 0).all()
-    kept = json.loads((tmp_path / "smoke" / "runs" / "geometry_completions.json").read_text())["completions"]
-    assert [len(completion) for completion in kept] == [
-        6
-    ] * 40  # the stage read these, and wrote none of its own
-
-
-@pytest.mark.parametrize("step", [1, 2, 8, 32])
-def test_a_share_has_an_interval_however_few_prompts_are_read_with_principles(step):
-    """At a step that eight divides, prompts dealt by number would leave one group with all that the principles told."""
-    generator = np.random.default_rng(0)
-    prompts = 16 * step - step // 2  # the last unit is shorter
-    directions = generator.normal(size=(2, 1, 12))
-    effects = directions + 0.1 * generator.normal(size=(2, 16, 12))
-    displacement = generator.normal(size=(prompts, 2)) @ directions[:, 0] + generator.normal(
-        size=(prompts, 12)
-    )
-    value, low, high = geometry._share_interval(displacement, effects, step)
-    assert 0 < low < value < high <= 1

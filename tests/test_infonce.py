@@ -1,12 +1,28 @@
 """The losses by hand, their invariances, and the bounds on a toy whose mutual information is known."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from enigma.method.infonce import pointwise_mutual_information, symmetric_infonce
+from enigma.method.infonce import (
+    infonce_terms,
+    mutual_information_bounds,
+    pointwise_mutual_information,
+    sami_loss,
+)
+
+
+def symmetric_infonce(scores, source):
+    """The loss, its two halves, and the bounds."""
+    terms = infonce_terms(scores, source)
+    bounds = mutual_information_bounds(scores, source)
+    loss = sami_loss(scores, source)
+    return SimpleNamespace(
+        loss=loss, row=terms.row.mean(), column=terms.column.mean(), row_bound=bounds.row, column_bound=bounds.column
+    )
 
 
 def by_hand(scores, source):

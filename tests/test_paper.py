@@ -1,15 +1,12 @@
 """The paper profile on stand-ins: Gemma 3's architecture and template conventions, CoT-Collection's columns."""
 
-import json
-
 import pytest
 import torch
-import yaml
-
 from enigma.llm.prompts import encode, messages
-from enigma.profile import load_profile, sizes
-from enigma.record.results import Results
-from enigma.run import costs
+from enigma.profile import load_profile
+from enigma.run import gpu_costs as costs
+from enigma.run.costs import sizes
+from enigma.stages import jobs
 
 # Gemma's conventions: a start token, roles that alternate, `model` for the assistant, and no system message.
 GEMMA = (
@@ -59,73 +56,6 @@ def test_the_system_message_goes_into_the_first_user_turn(gemma):
     assert "system" not in text
 
 
-def collection(folder):
-    """CoT-Collection's file in small: a mapping from number to record."""
-    records = {
-        str(i): {
-            "source": f"Read it and answer: what is {i} plus {i % 7}?\nOptions:\n- {i}\n- {i + i % 7}",
-            "target": str(i + i % 7),
-            "rationale": f"{i} and {i % 7} are {i + i % 7}.",
-            "task": "sums",
-            "type": "CoT",
-        }
-        for i in range(400)
-    }
-    (folder / "cot.json").write_text(json.dumps(records))
-    return folder / "cot.json"
-
-
-@pytest.mark.slow
-def test_every_step_of_the_paper_profile_on_stand_ins(tmp_path, gemma, monkeypatch):
-    import huggingface_hub
-
-    from enigma.stages import benchmark
-    from enigma.stages import select as sufficiency
-    from enigma.stages import train as training
-
-    folder, _ = gemma
-    file = collection(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: str(file))
-    monkeypatch.setenv("ENIGMA_HEADLESS", "1")
-    text = yaml.safe_load(load_profile("paper").text)
-    text["name"] = "standin"
-    text["model"] = {"source": "local", "id": str(folder), "dtype": text["model"]["dtype"]}
-    text["questions"]["rows"] = 300
-    text["sufficiency"] |= {
-        "questions": 2,
-        "samples": 1,
-        "max_tokens": 8,
-        "heldout": 2,
-        "batch_size": 16,
-        "resamples": 50,
-    }
-    # A device batch of one whole matched set and eight of them a step, as in the profile.
-    text["trainer"] |= {
-        "max_steps": 2,
-        "max_completion_length": 8,
-        "ot_points": 16,
-        "save_steps": 1,
-        "zero_spread": "report",
-    }
-    text["trainer"] |= {"legibility_steps": 1, "num_generations": 2, "per_device_train_batch_size": 4}
-    text["arms"] = {name: text["arms"][name] for name in ("grpo", "enigma_high")}
-    text["benchmarks"] = {"tasks": ["enigma_format"], "limit": 2, "batch_size": 4}
-    text["seeds"]["runs"] = [0]
-    (tmp_path / "standin.yaml").write_text(yaml.safe_dump(text))
-    profile = load_profile(tmp_path / "standin.yaml")
-    results = Results(profile, tmp_path / "results")
-    sufficiency.run(profile, results)
-    tables = training.run(profile, results)
-    assert set(tables["training"].arm) == {"grpo", "enigma_high"} and len(tables["training"]) == 4
-    assert tables["training"][["loss_sami", "sinkhorn", "row_bound"]].notna().all().all()
-    lines = (results.run_folder("grpo", 0) / "rollouts.jsonl").read_text().splitlines()
-    asked = {json.loads(line)["question"] for line in lines}
-    assert len(lines) == 2 * 8 * 4 and len(asked) == 16
-    assert all(question.startswith("Read it and answer") for question in asked)
-    benchmark.run(profile, results)
-    assert {"base", "grpo", "enigma_high"} == set(results.read_table("benchmarks").arm)
-
-
 # The model of costs.
 
 
@@ -172,24 +102,12 @@ def test_more_processes_share_the_work_and_sharding_the_weights():
 
 
 def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
-    from enigma.run import jobs
-
     profile = load_profile("paper")
-    size = sizes(profile, 16)
-    cost = costs.total(profile, SHAPE, size.selection_completions, size.benchmark_items)
+    size = sizes(profile)
+    cost = costs.total(profile, SHAPE, size.selection_completions, size.benchmark_prompts)
     assert cost.memory_gb < costs.GPU_GB
     assert cost.dollars == pytest.approx(cost.gpu_hours * costs.GPU_PRICE)
     for processes in (1, 2, 4, 8):
         jobs.share(profile.trainer, processes)
 
 
-def test_the_committed_growth_is_the_models_of_today():
-    from benchmarks import growth
-
-    found = json.loads((growth.HERE / "growth.json").read_text())
-    assert found["large"] == growth.large()
-    # Dealt out over two processes, a step's two questions are one each; doubling K makes four times the work, less the prompts'.
-    one, two = (growth.counted(128, 2, 64, 2, processes)["update_flops"] for processes in (1, 2))
-    assert one == pytest.approx(2 * two)
-    two, four = (growth.counted(128, k, 64, 1, 1)["update_flops"] for k in (2, 4))
-    assert 3.5 < four / two < 4

@@ -19,8 +19,8 @@ from enigma.data.text import find_unsafe
 from enigma.errors import InputError
 from enigma.method import rewards
 from enigma.profile import BUILTIN, Profile, load_profile
-from enigma.record.results import escape_cell, unescape_cell
-from enigma.tasks.external import check_file
+from enigma.record.cells import escape_cell, unescape_cell
+from enigma.tasks.catalogue import read_rows
 
 TEXTS = {
     name: (BUILTIN / f"{name}.yaml").read_text(encoding="utf-8") for name in ("smoke", "cpu", "gpu", "paper")
@@ -179,7 +179,7 @@ def test_any_file_as_questions(file, content):
     ),
 )
 def test_any_file_as_evaluation_data(file, task, content):
-    read_or_refused(lambda path: check_file(path, task[0]), file(content, task[1]))
+    read_or_refused(lambda path: list(read_rows(path, task[0])), file(content, task[1]))
 
 
 # ---- round trips ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from enigma.errors import InputError
 from enigma.llm import loading as assets
 from enigma.llm import prompts
 from enigma.profile import builtin_names, load_profile, run_name
-from enigma.record.results import Results, csv_text, markdown_table
+from enigma.record.cells import csv_text, markdown_table
+from enigma.record.results import Results
 from enigma.stages import train as training
 
 PACKAGE = Path(enigma.__file__).parent

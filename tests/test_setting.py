@@ -6,7 +6,7 @@ from enigma.profile import load_profile
 from enigma.stages import setting
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper", "study"])
 def test_every_aspect_has_both_sides(name):
     table = setting.table(load_profile(name))
     assert list(table.columns) == ["what", "paper", "source", "here"]
