@@ -309,10 +309,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        return (
-            app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
-            or 0
-        )
+        given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        command = typer.main.get_command(app)
+        # Not called as a whole: the library would turn an interrupt into an exit of its own.
+        with command.make_context("enigma", list(given)) as context:
+            return command.invoke(context) or 0
     except InputError as error:
         return _refuse(error, 2)
     except typer.Exit as error:

@@ -7,6 +7,7 @@ What the keys mean is said beside them in `profiles/cpu.yaml`.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
@@ -392,13 +393,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
     path = _locate(name_or_path)
     text = _read_text(path)
     data = _parse(path, text)
-    content = digest(data)
+    written = copy.deepcopy(data)
     _anchor_paths(data, path.resolve().parent)
     try:
         profile = Profile.model_validate(data)
     except ValidationError as error:
         raise InputError(_one_line(path, error)) from None
-    profile._text, profile._hash, profile._path = text, content, path.resolve()
+    profile._text, profile._hash, profile._path = text, digest(written), path.resolve()
     _check_files(path, profile)
     return profile
 

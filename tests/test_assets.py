@@ -15,6 +15,7 @@ import pytest
 from enigma.errors import InputError
 from enigma.llm import loading as assets
 from enigma.profile import Model, RandomModel, load_profile
+from enigma.run.costs import parameters_of
 
 TINY = RandomModel(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -241,7 +242,7 @@ def test_parameters_of_the_random_model_are_counted_right(monkeypatch, tokenizer
     rest = sum(
         p.numel() for name, p in model.named_parameters() if "norm" not in name and "embed" not in name
     )
-    assert sizes(load_profile("smoke"), 16).parameters == rest + 49_152 * shape.hidden_size
+    assert parameters_of(load_profile("smoke").model) == rest + 49_152 * shape.hidden_size
 
 
 def damaged(folder, damage: str):

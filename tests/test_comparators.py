@@ -1,14 +1,9 @@
 """The comparators' rewards: known orders, an independent recomputation, and arms that train with them."""
 
 import contextlib
-import json
-import math
 
-import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from test_training import PRINCIPLES, stage  # noqa: F401 - a fixture
 
 from enigma.data.principles import Principle, load_pool
 from enigma.errors import InputError
@@ -16,7 +11,6 @@ from enigma.llm import loading as assets
 from enigma.llm.loading import cache_folder
 from enigma.llm.prompts import messages
 from enigma.llm.rewards import FollowingReward, SemanticReward
-from enigma.stages import train as training
 
 encoder = pytest.mark.skipif(
     not list(cache_folder().glob("all-minilm-l6-v2-*/model.safetensors")),
@@ -110,40 +104,3 @@ def test_a_principle_that_is_not_there_is_followed_neither_more_nor_less(toy_mod
         [0] * 4, abs=1e-5
     )
     assert reward(prompts=asked[:1], completion_ids=[[]], question=QUESTIONS[:1]) == [0]
-
-
-def shortened(profile, reward):
-    arm = profile.arms["grpo"].model_copy(update={"reward": reward})
-    trainer = profile.trainer.model_copy(update={"max_steps": 2})
-    return profile.model_copy(update={"arms": {"grpo": arm}, "trainer": trainer})
-
-
-@pytest.mark.parametrize("reward", [pytest.param("semantic", marks=encoder), "following"])
-def test_an_arm_trains_on_format_and_principle(stage, reward):  # noqa: F811
-    profile = shortened(stage.profile, reward)
-    folder = training.train(profile, stage.results(reward), "grpo", 0, PRINCIPLES)
-    steps = pd.read_csv(folder / "steps.csv")
-    assert steps.reward_principle.notna().all() and steps.reward_principle.abs().max() > 0
-    assert len(json.loads((folder / "done.json").read_text())["key"]) == 16
-
-
-def test_the_untrained_model_judges_and_the_total_is_the_sum(stage, tmp_path, monkeypatch):  # noqa: F811
-    """Through the real trainer: an adapter that moves the policy far leaves the judge where it was."""
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    profile = shortened(stage.profile, "following")
-    trainer = training._trainer(profile, "grpo", 0, PRINCIPLES, tmp_path, training.Recorder(""))
-    plain, tokenizer = training.load_model(None, 0)
-    expected, asked = following(plain.eval(), tokenizer)
-    for name, parameter in trainer.model.named_parameters():
-        if "lora" in name:
-            torch.nn.init.normal_(parameter.data)
-    given = dict(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS)
-    judge = trainer.reward_funcs[2]
-    judge.style = STYLE
-    assert judge(**given) == pytest.approx(expected, abs=1e-4)
-    moved = following(get_peft_model(plain, lora).eval(), tokenizer)[0]
-    assert moved != pytest.approx(expected, abs=1e-4)
-    trainer.train()
-    (first, *_) = [row for row in trainer.state.log_history if "reward" in row]
-    parts = [first[f"rewards/{name}/mean"] for name in ("graded_format_reward", "principle_reward")]
-    assert math.isclose(first["reward"], sum(parts), rel_tol=1e-5)

@@ -21,7 +21,11 @@ def symmetric_infonce(scores, source):
     bounds = mutual_information_bounds(scores, source)
     loss = sami_loss(scores, source)
     return SimpleNamespace(
-        loss=loss, row=terms.row.mean(), column=terms.column.mean(), row_bound=bounds.row, column_bound=bounds.column
+        loss=loss,
+        row=terms.row.mean(),
+        column=terms.column.mean(),
+        row_bound=bounds.row,
+        column_bound=bounds.column,
     )
 
 

@@ -9,18 +9,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enigma.data.principles import load_pool
 from enigma.errors import InputError
-from enigma.profile import load_profile
-from enigma.record.results import Results
-from enigma.run import jobs
-from enigma.run.status import status
+from enigma.profile import load_profile, run_name
+from enigma.stages import jobs
 
 counts = st.integers(1, 8)
 
@@ -73,28 +69,14 @@ def test_how_is_checked(monkeypatch, launch, count, message):
     monkeypatch.setenv(jobs.LAUNCH, launch)
     monkeypatch.setenv(jobs.JOBS, count)
     with pytest.raises(InputError, match=message):
-        jobs.how(load_profile("smoke"))
-
-
-def test_the_command_line_goes_before_the_profile(monkeypatch):
-    smoke = load_profile("smoke")
-    launched = smoke.model_copy(update={"trainer": smoke.trainer.model_copy(update={"launch": "python -q"})})
-    monkeypatch.delenv(jobs.LAUNCH, raising=False)
-    assert not jobs.how(smoke).apart
-    # Found beside this Python though its environment is not activated.
-    monkeypatch.setenv("PATH", "")
-    found = jobs.how(launched)
-    assert found.apart and os.path.samefile(os.path.dirname(found.launch[0]), os.path.dirname(sys.executable))
-    assert found.launch[1:] == ("-q",)
-    monkeypatch.setenv(jobs.LAUNCH, "")
-    assert not jobs.how(launched).apart
+        jobs.how()
 
 
 # A program in the launcher's place: what it does is up to the arm's name.
 PROGRAM = """
 import json, os, signal, sys, time
 arm = sys.argv[sys.argv.index("--arm") + 1]
-note = {"arm": arm, "begin": time.monotonic(), "argv": sys.argv[1:], "beat": os.environ["ENIGMA_HEARTBEAT"]}
+note = {"arm": arm, "begin": time.monotonic(), "argv": sys.argv[1:]}
 if arm == "grpo_ot":
     print("epoch 1\\nerror: trainer: found nonsense; expected sense\\nmore", file=sys.stderr)
     sys.exit(2)
@@ -110,16 +92,20 @@ with open(os.environ["NOTES"], "a") as file:
 def program(tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    launch = (sys.executable, str(tmp_path / "program.py"))
+
+    def run(runs, at_once):
+        logs = {one: tmp_path / f"{run_name(*one)}.txt" for one in runs}
+        jobs.run(load_profile("gpu"), tmp_path / "results", logs, jobs.How(launch, at_once))
+
     return SimpleNamespace(
-        launch=(sys.executable, str(tmp_path / "program.py")),
-        results=Results(load_profile("gpu"), tmp_path / "results"),
-        notes=lambda: [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()],
+        run=run, notes=lambda: [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
     )
 
 
 def test_jobs_run_side_by_side_and_no_more_than_asked(program):
     runs = [("grpo", 0), ("grpo", 1), ("enigma_low", 0), ("enigma_high", 2)]
-    jobs.run(program.results.profile, program.results, runs, jobs.How(program.launch, 2))
+    program.run(runs, 2)
     notes = program.notes()
     assert len(notes) == 4
     together = [sum(a["begin"] < b["end"] and b["begin"] < a["end"] for b in notes) for a in notes]
@@ -128,20 +114,19 @@ def test_jobs_run_side_by_side_and_no_more_than_asked(program):
     alive = [sum(step for _, step in edges[: i + 1]) for i in range(len(edges))]
     assert max(alive) <= 2
     assert notes[0]["argv"][:3] == ["-m", "enigma", "train"] and notes[0]["argv"][3].endswith("gpu.yaml")
-    assert len({n["beat"] for n in notes}) == 4
 
 
 def test_a_failed_job_is_told_and_stops_no_other(program):
     runs = [("grpo_ot", 0), ("grpo_sami", 1), ("grpo", 0)]
     with pytest.raises(RuntimeError) as caught:
-        jobs.run(program.results.profile, program.results, runs, jobs.How(program.launch, 1))
+        program.run(runs, 1)
     assert "grpo_ot-s0: trainer: found nonsense; expected sense; grpo_sami-s1: ended by signal 9" in str(
         caught.value
     )
     assert "the same command continues" in str(caught.value) and "\n" not in str(caught.value)
     assert [note["arm"] for note in program.notes()] == ["grpo"]
     with pytest.raises(InputError, match="found nonsense"):
-        jobs.run(program.results.profile, program.results, runs[:1], jobs.How(program.launch, 1))
+        program.run(runs[:1], 1)
 
 
 def test_a_killed_rank_is_named(tmp_path):
@@ -161,15 +146,13 @@ import sys, os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from enigma.run import jobs
+from enigma.stages import jobs
 from enigma.profile import load_profile
-from enigma.record.results import Results
-results = Results(load_profile("gpu"), {root!r})
-jobs.run(results.profile, results, [("grpo", 0)], jobs.How((sys.executable, {program!r}), 1))
+jobs.run(load_profile("gpu"), Path({root!r}), {{("grpo", 0): Path({root!r} + "log")}}, jobs.How((sys.executable, {program!r}), 1))
 """
 JOB = """
 import os, time
-from enigma.run import jobs
+from enigma.stages import jobs
 with jobs.ends_with_starter():
     open(os.environ["NOTES"], "w").write(str(os.getpid()))
     time.sleep(60)
@@ -239,85 +222,9 @@ def test_the_slurm_script_selects_trains_every_shard_and_judges(tmp_path, gpus):
     assert not any(";" in line for line in asked)
 
 
-# The real thing: a tiny model in a folder, `python -m enigma train` with two processes a run.
-
-CHANGES = {"max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 16, "max_completion_length": 8}
-
-
-@pytest.fixture
-def experiment(tmp_path, toy_model, toy_tokenizer):
-    """A profile on the toy model, with its selection made."""
-    import yaml
-
-    folder = tmp_path / "model"
-    toy_model().save_pretrained(folder)
-    toy_tokenizer.save_pretrained(folder)
-    text = yaml.safe_load(load_profile("smoke").text)
-    text["name"], text["model"] = "toy", {"source": "local", "id": "model", "dtype": "float32"}
-    text["trainer"] |= CHANGES | {"learning_rate": 3e-4}
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(text))
-    profile = load_profile(str(tmp_path / "toy.yaml"))
-    results = Results(profile, tmp_path / "results")
-    names = [p.name for p in load_pool("default")]
-    chosen = {"high": {"principles": names[:4]}, "low": {"principles": names[4:8]}}
-    results.write_yaml("selection", chosen, "made up")
-    return SimpleNamespace(
-        profile=profile, results=results, path=str(tmp_path / "toy.yaml"), root=str(tmp_path / "results")
-    )
-
-
-def command(experiment, *words):
-    line = [sys.executable, "-m", "enigma", "train", experiment.path, "--results", experiment.root, *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ENIGMA_HEADLESS": "1"}
-    return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-
-
-# Without a GPU plain `accelerate launch` starts one process; with this word it goes through torch's launcher.
-TWO = "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-
-
-@pytest.mark.slow
-def test_two_ranks_killed_resumed_and_collected(experiment):
-    """A rank is killed after the first checkpoint; the same command ends the run; shards and collection see it."""
-    folder = experiment.results.run_folder("grpo", 0)
-    first = command(experiment, "--arm", "grpo", "--launch", TWO)
-    deadline = time.monotonic() + 240
-    while not list(folder.glob("checkpoints/checkpoint-*/complete.json")) and time.monotonic() < deadline:
-        assert first.poll() is None, first.communicate()[0] + (folder / "log.txt").read_text()
-        time.sleep(0.05)
-    ranks = [p for p in psutil.Process(first.pid).children(recursive=True) if p.environ().get("RANK") == "1"]
-    ranks[-1].kill()
-    told = first.communicate(timeout=120)[0]
-    assert first.returncode == 1, told
-    assert "error: grpo-s0: rank 1 was ended by SIGKILL" in told and "Traceback" not in told
-    assert not (folder / "done.json").exists()
-    assert not [
-        p for p in psutil.process_iter() if str(folder) in " ".join(p.cmdline() if p.is_running() else [])
-    ]
-
-    again = command(experiment, "--arm", "grpo", "--launch", TWO)
-    told = again.communicate(timeout=240)[0]
-    assert again.returncode == 0, told + (folder / "log.txt").read_text()
-    steps = pd.read_csv(folder / "steps.csv")
-    assert list(steps.step) == [1, 2, 3]
-    lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
-    # All completions of both ranks, two questions a step, each with its whole matched set.
-    groups = pd.read_csv(folder / "groups.csv")
-    assert len(lines) == 3 * 16 and len(groups) == 3 * 4
-    assert pd.DataFrame(lines).groupby(["step", "question"]).size().eq(8).all()
-    assert "resumed" not in told
-
-    late = command(experiment, "--jobs", "0")
-    told = late.communicate(timeout=120)[0]
-    assert (
-        late.returncode == 2 and "without enigma_high-s0, enigma_low-s0; expected all, since --jobs 0" in told
-    )
-    rest = command(experiment, "--jobs", "2")
-    told = rest.communicate(timeout=240)[0]
-    assert rest.returncode == 0 and "training: 2 runs, 2 at a time" in told, told
-    collected = command(experiment, "--jobs", "0")
-    assert collected.wait(timeout=120) == 0, collected.communicate()[0]
-    states = {line.name.strip(): line.state for line in status(experiment.profile, experiment.root)}
-    assert {states[f"{arm}-s0"] for arm in experiment.profile.arms} == {"done"}
+def test_a_profile_names_no_launcher(tmp_path):
+    """A launcher is a command: a profile from a stranger must not run one."""
+    text = load_profile("smoke").text.replace("  beta: 0.0", "  beta: 0.0\n  launch: bash -c true")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match="trainer.launch: unknown key"):
+        load_profile(tmp_path / "mine.yaml")

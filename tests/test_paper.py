@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from enigma.llm.prompts import encode, messages
 from enigma.profile import load_profile
 from enigma.run import gpu_costs as costs
@@ -109,5 +110,3 @@ def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
     assert cost.dollars == pytest.approx(cost.gpu_hours * costs.GPU_PRICE)
     for processes in (1, 2, 4, 8):
         jobs.share(profile.trainer, processes)
-
-

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-
 import pytest
 
 from enigma.record import progress
@@ -96,47 +92,3 @@ def test_clock(seconds, text):
 
 def test_line_before_the_first_item_has_no_rate():
     assert progress_line("work", 0, 4, 0.0, "it") == "work: 0/4 (0%) it, 0:00"
-
-
-@pytest.fixture
-def heart(tmp_path, monkeypatch, timer):
-    """The heartbeat file, and how often it was written."""
-    from enigma.record import results
-
-    written = []
-    whole = results.atomic_write_json
-    monkeypatch.setattr(
-        results, "atomic_write_json", lambda path, value: written.append(value) or whole(path, value)
-    )
-    monkeypatch.setenv(progress.HEARTBEAT, str(tmp_path / "runs" / "stage.heartbeat.json"))
-    return written
-
-
-def test_the_heart_beats_at_most_every_five_seconds_and_first_and_last_always(heart, timer):
-    run(range(100), 1.0, timer, unit="step")
-    assert [now["done"] for now in heart] == [0, *range(5, 100, 5), 100]
-    assert {key: heart[1][key] for key in ("what", "total", "unit", "rate")} == {
-        "what": "work",
-        "total": 100,
-        "unit": "step",
-        "rate": 1.0,
-    }
-    assert heart[1]["pid"] == os.getpid()
-
-
-def test_a_heartbeat_keeps_measures_and_writes_no_nan(heart, tmp_path):
-    progress.beat("grpo-s0", 0, 3, "step", 0.5, reward=0.25, drift=math.nan)
-    now = json.loads((tmp_path / "runs" / "stage.heartbeat.json").read_text())
-    assert (now["reward"], now["drift"]) == (0.25, None)
-
-
-def test_without_a_name_there_is_no_heartbeat(heart, timer, monkeypatch):
-    monkeypatch.delenv(progress.HEARTBEAT)
-    run(range(10), 10.0, timer)
-    assert not heart
-
-
-def test_a_heartbeat_that_cannot_be_written_stops_nothing(heart, timer, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(progress.HEARTBEAT, str(tmp_path / "file" / "heartbeat.json"))
-    assert run(range(3), 10.0, timer) == [0, 1, 2]

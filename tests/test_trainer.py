@@ -9,7 +9,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-import enigma.llm.trainer
 from enigma.llm.trainer import TRL_METHODS, EnigmaConfig, EnigmaTrainer
 
 QUESTIONS = ["why is it so?", "how far is that", "what now?", "who did it?", "where to", "when was it done"]
@@ -349,9 +348,11 @@ def test_a_clipped_gradient_is_counted(tmp_path, toy_model, toy_tokenizer, limit
 
 
 def test_an_unconverged_solver_is_counted(tmp_path, toy_model, toy_tokenizer, monkeypatch):
-    solve = enigma.trainer.solve_divergence
+    from enigma.llm import trainer as module
+
+    solve = module.solve_divergence
     monkeypatch.setattr(
-        enigma.trainer, "solve_divergence", lambda *a, **kw: solve(*a, **kw)._replace(converged=False)
+        module, "solve_divergence", lambda *a, **kw: solve(*a, **kw)._replace(converged=False)
     )
     config = EnigmaConfig(**settings(tmp_path, max_steps=1), lambda_ot=1.0)
     peft = LoraConfig(r=4, target_modules=["q_proj"])
