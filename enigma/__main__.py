@@ -332,7 +332,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong argument, in the words of the command line's library
             found = error.format_message().strip().rstrip(".")
-            return _refuse(InputError(f"command line: {found}; expected what `enigma --help` shows; correct it"), 2)
+            return _refuse(
+                InputError(f"command line: {found}; expected what `enigma --help` shows; correct it"), 2
+            )
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

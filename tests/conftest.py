@@ -52,3 +52,46 @@ def toy_model(toy_tokenizer):
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A finished run of all five notebooks on a tiny model: the profile's path and the results folder. Only to be read."""
+    import os
+    import subprocess
+    import sys
+    from types import SimpleNamespace
+
+    import yaml
+
+    from enigma.profile import BUILTIN, load_profile
+    from enigma.record.results import Results
+
+    folder = tmp_path_factory.mktemp("tiny")
+    text = (BUILTIN / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: tiny")
+    tasks = yaml.safe_load(text)["benchmarks"]["tasks"]
+    text = text.replace("max_steps: 3", "max_steps: 2").replace(
+        ", ".join(tasks), "enigma_knowledge, enigma_format, enigma_robustness"
+    )
+    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "enigma",
+        "run",
+        str(folder / "tiny.yaml"),
+        "--results",
+        str(folder / "results"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    profile = load_profile(folder / "tiny.yaml")
+    return SimpleNamespace(
+        path=folder / "tiny.yaml",
+        profile=profile,
+        results=Results(profile, folder / "results"),
+        log=done.stdout,
+    )

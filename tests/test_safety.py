@@ -69,7 +69,9 @@ def unsafe_calls(source: str) -> list[str]:
             continue
         name, keywords = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
         allowed = {"trust_remote_code": "False", "shell": "False", "allow_pickle": "False"}
-        if (name in FORBIDDEN and keywords.get("allow_pickle") != "False") or any(keywords.get(word, value) != value for word, value in allowed.items()):
+        if (name in FORBIDDEN and keywords.get("allow_pickle") != "False") or any(
+            keywords.get(word, value) != value for word, value in allowed.items()
+        ):
             found.append(ast.unparse(node))
         if name == "yaml.load" and keywords.get("Loader") not in ("_Loader", "_PlainLoader"):
             found.append(ast.unparse(node))

@@ -262,7 +262,9 @@ class EnigmaTrainer(GRPOTrainer):
 
     def log(self, logs: dict, *args, **kwargs) -> None:
         if "grad_norm" in logs:
-            norm = torch.tensor(float(logs["grad_norm"]), device=self.accelerator.device)  # NCCL reduces no CPU tensor
+            norm = torch.tensor(
+                float(logs["grad_norm"]), device=self.accelerator.device
+            )  # NCCL reduces no CPU tensor
             self._stop_unless_finite("gradient", norm, "its norm")
             logs["grad_clipped"] = float(0 < self.args.max_grad_norm < logs["grad_norm"])
         super().log(logs, *args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import math
 import re
 
@@ -53,6 +54,16 @@ def read_csv(source, text_columns: list[str]) -> pd.DataFrame:
         if not pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]):
             frame[name] = frame[name].map(lambda cell: unescape_cell(cell) if isinstance(cell, str) else cell)
     return frame
+
+
+def text_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that hold text."""
+    return [str(c) for c in frame.columns if any(isinstance(value, str) for value in frame[c])]
+
+
+def written(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` as it is once it was written and read again."""
+    return read_csv(io.StringIO(csv_text(frame)), text_columns(frame))
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

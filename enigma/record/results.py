@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from enigma.errors import InputError
 from enigma.record.cache import Store, digest
-from enigma.record.cells import csv_text, read_csv
+from enigma.record.cells import csv_text, read_csv, text_columns
 from enigma.record.files import (
     atomic_write_bytes,
     atomic_write_json,
@@ -153,9 +153,8 @@ class Results:
         from, what made it (`Store.made`). An empty text is a missing value once it is read again.
         """
         path = self._path(self.tables, name, ".csv")
-        text = [str(c) for c in frame.columns if any(isinstance(value, str) for value in frame[c])]
         atomic_write_text(path, csv_text(frame))
-        more = {"rows": len(frame), "text_columns": text, "made": _distinct(made)}
+        more = {"rows": len(frame), "text_columns": text_columns(frame), "made": _distinct(made)}
         self._write_sidecar(path, caption, stage, inputs, more)
         return path
 

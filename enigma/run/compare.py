@@ -51,6 +51,7 @@ UNMATCHED = (
     "transcripts",
     "benchmark_speed",
     "selection",
+    "selection_stability",
     "prediction_points",
 )
 

@@ -1,0 +1,187 @@
+"""What counts as done: an edit makes again what depends on it and nothing else; a damaged file is made again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from enigma import stages
+from enigma.profile import load_profile
+from enigma.record.results import Results
+from enigma.run.status import status
+from enigma.stages import train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ALL = {"select", "train", "legibility", "benchmark", "geometry"}
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """The finished run in another place, to be damaged."""
+    shutil.copytree(tiny.results.root, tmp_path / "results")
+    return Results(tiny.profile, tmp_path / "results")
+
+
+def edited(tiny, tmp_path, *changes):
+    """The profile of the finished run with changes: dotted key, value."""
+    data = yaml.safe_load(tiny.path.read_text().replace("3e-4", "0.0003"))
+    for dotted, value in changes:
+        *parents, last = dotted.split(".")
+        section = data
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return load_profile(path)
+
+
+def to_do(profile, results) -> dict[str, str]:
+    """{stage piece: why} of what is not kept."""
+    return {
+        f"{line.stage} {line.piece}": line.why
+        for line in status(profile, results.root)
+        if line.state != "kept"
+    }
+
+
+def test_a_finished_run_has_nothing_to_do_wherever_it_lies(tiny, copied):
+    assert to_do(tiny.profile, tiny.results) == to_do(tiny.profile, copied) == {}
+
+
+def test_running_again_makes_nothing_and_writes_the_same_tables(tiny, copied):
+    markers = {path: path.stat().st_mtime_ns for path in copied.pieces.rglob("piece.json")}
+    tables = {path.name: path.read_bytes() for path in copied.tables.iterdir()}
+    for stage in stages.all_stages():
+        stages.run(stage, tiny.profile, copied)
+    assert {path: path.stat().st_mtime_ns for path in copied.pieces.rglob("piece.json")} == markers
+    assert {path.name: path.read_bytes() for path in copied.tables.iterdir()} == tables
+
+
+ARM = {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.5}
+EDITS = [
+    ("nothing", [], set()),
+    ("the description", [("description", "Another.")], set()),
+    ("resamples, which no model sees", [("sufficiency.resamples", 100)], set()),
+    ("how often a checkpoint is written", [("trainer.save_steps", 1)], set()),
+    (
+        "another limit",
+        [("benchmarks.limit", 3)],
+        {"benchmark base", "benchmark grpo-s0", "benchmark enigma_high-s0"},
+    ),
+    ("a coefficient", [("arms.grpo.lambda_ot", 0.25)], {"train grpo-s0"}),
+    ("a new arm", [("arms.extra", ARM)], {"train extra-s0"}),
+    ("the learning rate", [("trainer.learning_rate", 0.001)], {"train grpo-s0", "train enigma_high-s0"}),
+    ("the initial weights", [("seeds.initialisation", 5)], {"select pool-0"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [edit[1:] for edit in EDITS], ids=[edit[0] for edit in EDITS]
+)
+def test_an_edit_makes_again_what_depends_on_it(tiny, tmp_path, changes, expected):
+    found = to_do(edited(tiny, tmp_path, *changes), tiny.results)
+    first = {
+        name
+        for name in found
+        if name.split()[0] == min((n.split()[0] for n in found), key=list(stages.ORDER).index)
+    }
+    if not expected:
+        assert found == {}
+    elif "select" in next(iter(expected)):
+        assert all(name.startswith("select") for name in first) and first
+    else:
+        assert expected <= first and "train enigma_high-s0" in expected or "train enigma_high-s0" not in found
+
+
+def test_status_says_which_ingredient_changed(tiny, tmp_path):
+    found = to_do(edited(tiny, tmp_path, ("arms.grpo.lambda_ot", 0.25)), tiny.results)
+    assert "arm.lambda_ot 0.0 -> 0.25" in found["train grpo-s0"]
+
+
+def test_other_text_of_a_principle_and_other_weights_count_as_changes(tiny, tmp_path):
+    pool = yaml.safe_load((REPOSITORY / "enigma" / "data" / "pools" / "default.yaml").read_text())
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
+    same = edited(tiny, tmp_path, ("principles.pool", "pool.yaml"))
+    assert to_do(same, tiny.results) == {}
+    pool["principles"][0]["text"] += " Always."
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
+    assert any(name.startswith("select") for name in to_do(same, tiny.results))
+
+
+def piece_file(results, pattern):
+    (found,) = results.pieces.glob(pattern)
+    return found
+
+
+FAULTS = {
+    "a deleted adapter": ("train/grpo-s0/*/adapter/adapter_model.safetensors", Path.unlink, "is missing"),
+    "a truncated adapter": (
+        "train/grpo-s0/*/adapter/adapter_model.safetensors",
+        lambda path: os.truncate(path, 100),
+        "was changed or is damaged",
+    ),
+    "an edited reward": (
+        "train/grpo-s0/*/steps.csv",
+        lambda path: path.write_text(path.read_text().replace("0.0", "0.9")),
+        "was changed or is damaged",
+    ),
+    "deleted completions": ("train/grpo-s0/*/rollouts.jsonl", Path.unlink, "is missing"),
+    "a deleted record": ("train/grpo-s0/*/piece.json", Path.unlink, "its record is missing"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_and_made_again_with_the_same_numbers(name, tiny, copied):
+    pattern, damage, words = FAULTS[name]
+    before = copied.read_table("training").drop(columns=["seconds", "peak_memory_gb"])
+    weights = piece_file(copied, "train/grpo-s0/*/adapter/adapter_model.safetensors").read_bytes()
+    damage(piece_file(copied, pattern))
+    found = to_do(tiny.profile, copied)
+    assert words in found["train grpo-s0"]
+    stages.run(train, tiny.profile, copied)
+    assert to_do(tiny.profile, copied) == {}
+    assert piece_file(copied, "train/grpo-s0/*/adapter/adapter_model.safetensors").read_bytes() == weights
+    after = copied.read_table("training").drop(columns=["seconds", "peak_memory_gb"])
+    assert after.equals(before)
+
+
+def test_an_adapter_swapped_between_arms_is_made_again(tiny, copied):
+    one, other = (piece_file(copied, f"train/{arm}-s0/*/adapter") for arm in ("grpo", "enigma_high"))
+    one.rename(one.with_name("x"))
+    shutil.copytree(other, one)
+    assert "adapter" in to_do(tiny.profile, copied)["train grpo-s0"]
+
+
+def test_a_record_copied_from_another_arm_does_not_count(tiny, copied):
+    one, other = (piece_file(copied, f"train/{arm}-s0/*/piece.json") for arm in ("grpo", "enigma_high"))
+    shutil.copy(other, one)
+    assert "its record is of other work" in to_do(tiny.profile, copied)["train grpo-s0"]
+
+
+def test_a_clone_with_a_published_reference_samples_anew(tiny, tmp_path):
+    """The published results of a profile lie in the clone; stage 1 makes its own pieces all the same."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{REPOSITORY}", clone], check=True)
+    published = clone / "results" / "reference" / "tiny"
+    shutil.copytree(tiny.results.folder, published)
+    before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    environment = os.environ | {"PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
+
+    def enigma(*words):
+        command = [sys.executable, "-m", "enigma", *words]
+        return subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "kept" not in enigma("status", str(tiny.path))
+    enigma("run", str(tiny.path), "--to", "01_select")
+    own = clone / "results" / "tiny" / "pieces" / "select"
+    assert list(own.rglob("piece.json"))
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before

@@ -1,0 +1,182 @@
+"""A whole run, as `make reproduce` does it: notebooks that show figures, a report, verification, comparison, citation."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from enigma import __main__ as cli
+from enigma.errors import InputError
+from enigma.record.results import Results
+from enigma.run import compare, publish
+from enigma.run.verify import MANIFEST, verify
+from enigma.stages import all_stages
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    shutil.copytree(tiny.results.folder, tmp_path / "tiny")
+    return Results(tiny.profile, tmp_path)
+
+
+def test_every_figure_cell_shows_its_picture_or_says_why_there_is_none(tiny):
+    shown = 0
+    for path in sorted(tiny.results.notebooks.glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert not [out for out in cell.get("outputs", ()) if out.output_type == "error"]
+            if cell.cell_type != "code" or "figures.make(" not in cell.source:
+                continue
+            data = [out.get("data", {}) for out in cell.outputs]
+            images = sum("image/png" in one for one in data)
+            said = " ".join("".join(one.get("text/markdown", "")) for one in data)
+            assert images or "*fig" in said, f"{path.name}: {cell.source}"
+            assert said, f"{path.name}: {cell.source} has no caption"
+            shown += images
+    assert shown >= 6
+
+
+def test_nothing_of_this_machine_is_in_what_a_run_writes(tiny, tmp_path):
+    import socket
+
+    words = [str(tiny.results.root), *[name for name in [socket.gethostname()] if len(name) > 5]]
+    for path in tiny.results.folder.rglob("*"):
+        if (
+            path.is_file()
+            and path.suffix in (".ipynb", ".html", ".csv", ".json", ".md")
+            and "pieces" not in path.parts
+        ):
+            text = path.read_text(encoding="utf-8")
+            assert not [word for word in words if word in text], path
+
+
+def test_the_report_is_small_whole_and_inert(tiny):
+    text = (tiny.results.folder / "report.html").read_text(encoding="utf-8")
+    assert len(text) < 5_000_000
+    assert not re.search(r"<script|javascript:|\son\w+=", text)
+    for target in re.findall(r'(?:src|href)="([^"#:]+)"', text):
+        assert (tiny.results.folder / target).is_file(), target
+    for claim in tiny.results.read_table("claims")["id"]:
+        assert f"<b>{claim}</b>" in text
+
+
+def test_the_run_record_has_every_stage(tiny):
+    record = tiny.results.read_record()
+    assert list(record["stages"]) == ["01_select", "02_train", "03_benchmark", "04_geometry", "05_report"]
+    assert all(stage["seconds"] > 0 and stage["peak_memory_gb"] > 0.1 for stage in record["stages"].values())
+
+
+def test_a_figure_and_a_table_are_cited(tiny, capsys):
+    for name in ("fig3", "training"):
+        assert cli.main(["cite", name, "--profile", str(tiny.path), "--results", str(tiny.results.root)]) == 0
+        text = capsys.readouterr().out
+        assert "2510.11278" in text and "sha256" in text
+
+
+# ---- verification --------------------------------------------------------------------------------------------------
+
+
+def faults(results) -> dict[str, str]:
+    return {what: fault for what, fault in verify(results.profile, results) if fault}
+
+
+def test_a_run_verifies(tiny):
+    assert faults(tiny.results) == {}
+    assert len(verify(tiny.profile, tiny.results)) > 30
+
+
+def digit(path):
+    text = path.read_text()
+    at = re.search(r"\d(?=[^\d]*\Z)", text).start()
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+
+
+def row(path):
+    rows = json.loads(gzip.decompress(path.read_bytes()))
+    rows["runs"][0]["steps"]["loss"][0] += 0.5
+    path.write_bytes(gzip.compress(json.dumps(rows).encode(), mtime=0))
+
+
+def both(path):
+    """A table and its sidecar edited together."""
+    from enigma.record.files import file_hash
+
+    digit(path)
+    side = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(side | {"sha256": file_hash(path)}))
+
+
+TAMPERED = {
+    "a digit of a table": ("tables/legibility.csv", digit, "table legibility"),
+    "a row": ("raw/train.json.gz", row, "table training"),
+    "a table and its sidecar": ("tables/claims.csv", both, "table claims"),
+    "a picture": ("figures/fig3_training.png", lambda path: path.write_bytes(b"x"), "figure fig3_training"),
+    "a table that a figure was drawn from": ("tables/training.csv", both, "figure fig3_training"),
+    "a table that is gone": ("tables/geometry.csv", lambda path: path.unlink(), "table geometry"),
+    "rows that are gone": ("raw/select.json.gz", lambda path: path.unlink(), "stage select"),
+    "rows that are no rows": ("raw/select.json.gz", lambda path: path.write_bytes(b"x"), "stage select"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_was_tampered_with_is_named(name, copied):
+    file, damage, expected = TAMPERED[name]
+    damage(copied.folder / file)
+    assert expected in faults(copied)
+
+
+def test_verify_does_not_pass_on_nothing(tiny, tmp_path, capsys):
+    (tmp_path / "tiny").mkdir()
+    assert cli.main(["verify", str(tiny.path), "--results", str(tmp_path)]) == 1
+    assert "missing" in capsys.readouterr().out
+
+
+def test_a_published_folder_is_checked_against_its_list(tiny, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny.results.folder, folder, ignore=shutil.ignore_patterns("pieces", ".run.lock"))
+    from enigma.record.files import file_hash
+
+    listed = {p.relative_to(folder).as_posix(): file_hash(p) for p in folder.rglob("*") if p.is_file()}
+    (folder / MANIFEST).write_text(json.dumps(listed))
+    reference = Results.reference(tiny.profile, tmp_path)
+    assert faults(reference) == {}
+    (folder / "extra.txt").write_text("x")
+    (folder / "report.html").write_text("x")
+    assert "extra.txt is not listed; report.html was changed" in faults(reference)[MANIFEST]
+    with pytest.raises(InputError, match="only read"):
+        reference.write_raw("select", {})
+
+
+# ---- comparison, publication ---------------------------------------------------------------------------------------
+
+
+def test_a_run_reproduces_itself_and_a_moved_interval_differs(tiny, copied):
+    verdicts = {one.table: one.verdict for one in compare.compare(copied, tiny.results)}
+    assert set(verdicts) == {name for stage in all_stages() for name in stage.CAPTIONS}
+    assert compare.DIFFERS not in verdicts.values() and compare.REPRODUCED in verdicts.values()
+    frame = copied.read_table("sufficiency")
+    moved = frame.assign(si=frame.si + 5, si_low=frame.si_low + 5, si_high=frame.si_high + 5)
+    assert compare.table_verdict("sufficiency", moved, frame).verdict == compare.DIFFERS
+    text = compare.write(copied, compare.compare(copied, tiny.results))
+    assert "reproduced" in text and (copied.folder / "reproduction.md").read_text() == text
+
+
+def test_a_table_that_is_missing_stops_the_comparison(tiny, copied):
+    (copied.tables / "claims.csv").unlink()
+    (copied.tables / "claims.json").unlink()
+    with pytest.raises(InputError, match=r"claims\.json"):
+        compare.compare(copied, tiny.results)
+
+
+def test_only_a_complete_run_of_one_clean_commit_is_published(tiny, copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "code_commit", lambda: "0" * 40)
+    with pytest.raises(InputError, match="expected one commit of a clean tree"):
+        publish.publish(tiny.profile, copied, tmp_path / "reference")
+    shutil.rmtree(next(copied.pieces.glob("train/grpo-s0/*")))
+    with pytest.raises(InputError, match="not complete"):
+        publish.publish(tiny.profile, copied, tmp_path / "reference")
+    assert not (tmp_path / "reference").exists()
