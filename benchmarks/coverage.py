@@ -15,11 +15,11 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from enigma.figures.all import WIDTH, styled
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 from scipy.special import log_softmax
 
-from enigma.figures.all import WIDTH, styled
 from enigma.method.stats import mean_interval
 from enigma.profile import load_profile
 from enigma.record.progress import track

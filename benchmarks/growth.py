@@ -231,7 +231,6 @@ def draw(found: dict, path: Path) -> None:
     import matplotlib
     import matplotlib.pyplot as plt
     import pandas as pd
-
     from enigma.figures.all import STYLE
 
     frame = pd.DataFrame(found["rows"])

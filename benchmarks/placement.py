@@ -11,11 +11,11 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from enigma.figures.all import WIDTH, styled
 from matplotlib.figure import Figure
 
 from enigma.data.principles import load_pool
 from enigma.data.questions import load_questions
-from enigma.figures.all import WIDTH, styled
 from enigma.llm.loading import load_model
 from enigma.llm.prompts import PLACEMENTS
 from enigma.method.stats import mean_interval

@@ -12,9 +12,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from enigma.figures.all import WIDTH, styled
 from matplotlib.figure import Figure
 
-from enigma.figures.all import WIDTH, styled
 from enigma.profile import BASE, load_profile
 from enigma.record.results import Results
 from enigma.stages import train as training

@@ -219,7 +219,9 @@ def _train(profile, store: Store, one: Piece, arm: str, seed: int, target: Path 
 def _in_order(path: Path) -> None:
     """The description of an adapter with its lists in order: PEFT writes sets, whose order is another in every process."""
     config = read_json(path)
-    atomic_write_json(path, {key: sorted(v) if isinstance(v, list) else v for key, v in sorted(config.items())})
+    atomic_write_json(
+        path, {key: sorted(v) if isinstance(v, list) else v for key, v in sorted(config.items())}
+    )
 
 
 def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder):
