@@ -31,7 +31,7 @@ def messages(
     `placement` is where the principle stands: `system` (in the system message), `question` (after the
     question, in the user message) or `restated` (in both). The demonstration is a user and an assistant
     turn before the question and never carries the principle. Raises InputError where a text could forge
-    a turn, ValueError for an unknown placement. Source: our choice (METHOD.md section 4 [D]).
+    a turn, ValueError for an unknown placement. Source: our choice [D] (docs/method.md, section 2).
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement {placement!r}; expected one of {', '.join(PLACEMENTS)}")

@@ -59,7 +59,7 @@ def completion_logprobs(
     Raises:
         ValueError: an empty prompt, or groups that do not fit the prompts.
 
-    Source: our choice (METHOD.md section 4 asks for teacher forcing over the completion's own ids).
+    Source: docs/method.md, eq. 8 (its terms); the packing is our choice [D] (departure 3).
     """
     groups = [list(range(len(completions)))] * len(prompts) if groups is None else groups
     if len(groups) != len(prompts):
@@ -73,7 +73,7 @@ def completion_logprobs(
         layout.labels,
         entropy,
         input_ids=layout.input_ids,
-        # Of no use but to keep the model from making a mask of its own over the whole line.
+        # Nothing reads this mask. It only keeps the model from making one of its own over the whole line.
         attention_mask=layout.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
         position_ids=layout.packing.line[None],
         logits_to_keep=layout.labels.shape[1],

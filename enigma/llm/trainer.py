@@ -1,10 +1,10 @@
 """The single-loop trainer: GRPO, SAMI and Sinkhorn in one loss and one backward pass.
 
-    L = L_GRPO + lambda_sami * L_SAMI + lambda_ot * mean_layers max(0, S_eps - budget)
+    L = L_GRPO + lambda_sami * L_SAMI + lambda_ot * mean_layers max(0, S_eps - budget)                (eq. 7)
 
 `EnigmaTrainer` is TRL's `GRPOTrainer` with three changes: the sampler keeps the K prompts of one question together (a
 matched set), the forward is `enigma.llm.scoring`'s packed one and serves all three terms, and the two extra terms are
-added to TRL's own loss. TRL's methods are called, never copied. Equations: METHOD.md sections 3 to 5.
+added to TRL's own loss. TRL's methods are called, never copied. Equations: docs/method.md, sections 3 to 5.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EnigmaConfig(GRPOConfig):
     """`trl.GRPOConfig` with the coefficients of the two extra terms.
 
     The defaults of `importance_sampling_level`, `loss_type` and `scale_rewards` give GRPO with a sequence-level ratio
-    and advantages that are centred in the group and not divided by its deviation (METHOD.md section 3).
+    and advantages that are centred in the group and not divided by its deviation (docs/method.md, eq. 2).
     """
 
     importance_sampling_level: str = field(default="sequence", metadata={"help": "The GSPO ratio."})
@@ -517,7 +517,7 @@ def own_scores(model, prompts, completions, layers, entropy):
 def mean_logprob(logps: Tensor, mask: Tensor) -> Tensor:
     """The training critic: (K, N, T) log-probabilities to (N, K) means over the tokens of `mask` (N, T), nats.
 
-    Source: METHOD.md section 4 (as the SAMI reference, arXiv 2404.14313).
+    Source: docs/method.md, section 4 (as the SAMI reference, arXiv 2404.14313).
     """
     return ((logps * mask).sum(-1) / mask.sum(-1).clamp(min=1)).T
 

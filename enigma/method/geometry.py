@@ -27,7 +27,7 @@ PROBE_FOLDS = 4
 
 
 def fisher_rao(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
-    """Fisher-Rao distance 2 arccos sum_v sqrt(p_v q_v) of categorical distributions, (..., V) each -> (...).
+    """Fisher-Rao distance 2 arccos sum_v sqrt(p_v q_v) of distributions, (..., V) each -> (...) (eq. 16).
 
     Radians in [0, pi]; pi for distributions without common support. Computed as 4 arcsin(|sqrt p - sqrt q| / 2), the
     same number, which stays exact where the distributions are nearly equal. float32 or better.
@@ -40,7 +40,7 @@ def fisher_rao(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
 
 
 def linear_cka_debiased(x, y) -> float:
-    """Linear CKA of matched rows x (n, d), y (n, e), n >= 4, from the unbiased HSIC estimator (Song et al. 2012).
+    """Linear CKA of matched rows x (n, d), y (n, e), n >= 4, from the unbiased HSIC estimator (eq. 17; Song et al. 2012).
 
     1 for representations equal up to rotation, shift and scale; 0 on average for independent ones, whatever their
     widths, and then sometimes negative. NaN where a cloud has no spread.
@@ -70,7 +70,7 @@ def _unbiased_hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 
 def effective_rank(x) -> float:
-    """exp of the entropy of the normalised eigenvalues of the covariance of x (n, d): between 1 and min(n - 1, d).
+    """exp of the entropy of the covariance's normalised eigenvalues (eq. 18), x (n, d): between 1 and min(n - 1, d).
 
     The variant on variances; Roy and Vetterli 2007 take the singular values, whose entropy is larger. NaN where
     the cloud has no spread.
@@ -80,7 +80,7 @@ def effective_rank(x) -> float:
 
 
 def participation_ratio(x) -> float:
-    """(sum of eigenvalues)^2 / sum of squared eigenvalues of the covariance of x (n, d); NaN without spread."""
+    """(sum of eigenvalues)^2 / sum of squared eigenvalues of the covariance of x (n, d) (eq. 18); NaN without spread."""
     share = _spectrum(x)
     return float(1 / (share**2).sum()) if len(share) else float("nan")
 
@@ -95,7 +95,7 @@ def _spectrum(x) -> np.ndarray:
 
 
 def anisotropy(x) -> float:
-    """Mean cosine over all pairs of different rows of x (n, d), n >= 2, in [-1, 1]; zero rows count as cosine 0."""
+    """Mean cosine over all pairs of different rows of x (n, d), n >= 2 (eq. 19), in [-1, 1]; a zero row has cosine 0."""
     x = _matrix("x", x)
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     units = np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
@@ -104,7 +104,7 @@ def anisotropy(x) -> float:
 
 
 def principal_angles(x, y, k: int) -> np.ndarray:
-    """Angles in radians, largest first, (k,), between the top-k principal subspaces of x (n, d) and y (m, d)."""
+    """Angles in radians, largest first, (k,), between the top-k principal subspaces of x (n, d) and y (m, d) (eq. 20)."""
     return scipy.linalg.subspace_angles(
         _principal_axes(_matrix("x", x), k), _principal_axes(_matrix("y", y), k)
     )
@@ -123,7 +123,7 @@ def _principal_axes(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def intrinsic_dimension(x) -> float:
-    """TwoNN intrinsic dimension (Facco et al. 2017) of x (n, d) by scikit-dimension, repeated points dropped.
+    """TwoNN intrinsic dimension (eq. 21; Facco et al. 2017) of x (n, d) by scikit-dimension, repeated points dropped.
 
     NaN for fewer than ten different points.
     """
@@ -165,7 +165,7 @@ def probe_hits(x, labels, groups) -> np.ndarray:
 def displacement_share(displacement, directions) -> float:
     """Share, 0 to 1, of the energy of displacement (n, d) that lies in the span of directions (c, d).
 
-    sum_i |P d_i|^2 / sum_i |d_i|^2 with P the projection on the span. NaN where either is zero.
+    sum_i |P d_i|^2 / sum_i |d_i|^2 with P the projection on the span (eq. 22). NaN where either is zero.
     """
     return float(subset_shares(displacement, directions, np.arange(len(directions))[None])[0])
 
@@ -199,7 +199,7 @@ def random_subsets(total: int, size: int, draws: int, seed: int) -> np.ndarray:
 
 
 def permutation_p(observed: float, null) -> float:
-    """(1 + number of null values >= observed) / (1 + number of null values): valid for any number of draws.
+    """(1 + number of null values >= observed) / (1 + number of null values) (eq. 23): valid for any number of draws.
 
     A null value that differs from the observed one by rounding counts as equal.
     """

@@ -2,8 +2,8 @@
 
 Pure tensors. For one question, N completions were sampled under K principles; `scores[i, k]` is the
 critic's value of completion i under principle k and `source[i]` is the principle that i was sampled
-under. Equations: docs/method.md, eq. 3 to 5, 10 and 15 (the
-symmetric form follows the SAMI reference, arXiv 2404.14313; that siblings are never negatives is our choice).
+under. Equations: docs/method.md, eq. 3 to 5, 10 and 15 (the symmetric form follows the SAMI reference, arXiv
+2404.14313; that siblings are never negatives is our choice).
 """
 
 from __future__ import annotations

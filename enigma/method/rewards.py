@@ -13,7 +13,7 @@ TAGS = (OPEN_REASONING, CLOSE_REASONING, OPEN_ANSWER, CLOSE_ANSWER)
 
 def strict_format(text: str) -> bool:
     """Whether `text` has the whole format: each tag once, in order, something visible in both bodies, and
-    nothing but whitespace outside. Source: secondary account (METHOD.md [S])."""
+    nothing but whitespace outside. Source: secondary account [S] (docs/method.md, section 3)."""
     return graded_format(text) == 1.0
 
 
@@ -23,8 +23,8 @@ def graded_format(text: str) -> float:
     1/8 for each of the four tags that occurs exactly once (a repeated tag loses its mark); 1/4 for a
     reasoning body that shows something and is closed before the answer opens; 1/4 for an answer body
     that shows something, with all tags in order and nothing but whitespace outside the two elements
-    (text after the answer loses it). Source: our choice (METHOD.md [D]): a small model that is only
-    scored strictly may never see a reward.
+    (text after the answer loses it). Source: our choice [D] (docs/method.md, eq. 1): a small model that is
+    only scored strictly may never see a reward.
     """
     once = [text.count(tag) == 1 for tag in TAGS]
     return 0.125 * sum(once) + 0.25 * _reasoning_mark(text, once) + 0.25 * _answer_mark(text, once)
@@ -38,7 +38,7 @@ def reasoning_span(text: str) -> tuple[int, int]:
     whole completion. It is a prefix whose end shows in the prefix itself (a stopping time), so that
     the sum of its token log-probabilities is exactly its log-probability, and the posterior over
     principles is exact. For that, count the token in which the span ends as a whole, and the
-    end-of-turn token where the span is the whole completion. Source: our choice (METHOD.md [D]).
+    end-of-turn token where the span is the whole completion. Source: our choice [D] (docs/method.md, section 6).
     """
     ends = [text.find(tag) + len(tag) for tag in (CLOSE_REASONING, OPEN_ANSWER) if tag in text]
     return 0, min(ends, default=len(text))

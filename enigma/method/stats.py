@@ -43,8 +43,7 @@ def mean_interval(
     without that one has hardly any error to divide by and the end runs far away. Less extreme remedies (a floor under
     the resamples' errors, a t or a percentile interval) lose the coverage there instead.
 
-    Source: our choice (METHOD.md section 6 asks for a bootstrap over questions). What it covers, and where it does not:
-    benchmarks/coverage.py and results/coverage/.
+    Source: our choice [D] (docs/method.md, section 10). What it covers, and where it does not: docs/coverage.md.
     """
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
@@ -88,8 +87,9 @@ def ratio_interval(
 ) -> Interval:
     """Ratio of two sums over independent units, (n,) each, with an interval by influence values.
 
-    The influence of unit q on R = sum a / sum b is n (a_q - R b_q) / sum b; their spread gives the standard error, and
-    Student's t with n - 1 degrees the ends, which are cut to `support` (never past the estimate). NaN ends with one unit.
+    The influence of unit q on R = sum a / sum b is n (a_q - R b_q) / sum b (eq. 28). Their spread gives the standard
+    error, and Student's t with n - 1 degrees the ends, which are cut to `support` (never past the estimate). NaN ends with
+    one unit.
     """
     a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     n, value = len(a), a.sum() / b.sum()

@@ -6,9 +6,10 @@ import numpy as np
 
 
 def unsteadiness(curve) -> np.ndarray:
-    """Mean squared second difference, mean_t (x_{t+1} - 2 x_t + x_{t-1})^2, in the curve's unit squared; at least 3 steps.
+    """Mean squared second difference, mean_t (x_{t+1} - 2 x_t + x_{t-1})^2, in the curve's unit squared (eq. 24).
 
-    0 for a straight line, however steep. It is not divided by the curve's range: a run that learns nothing is not rough.
+    At least 3 steps. 0 for a straight line, however steep. It is not divided by the curve's range: a run that learns
+    nothing is not rough.
     """
     return (np.diff(np.asarray(curve, dtype=np.float64), n=2, axis=-1) ** 2).mean(axis=-1)
 

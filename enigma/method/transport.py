@@ -3,11 +3,11 @@
 The problem (POT's notation), for uniform weights a on x and b on y and cost M_ij = |x_i - y_j|^2 / scale:
 
     OT_eps(x, y) = min_P <P, M> + eps KL(P | a b^T)   subject to   P 1 = a,  P^T 1 = b,  P >= 0
-    S_eps(x, y)  = OT_eps(x, y) - OT_eps(x, x)/2 - OT_eps(y, y)/2
+    S_eps(x, y)  = OT_eps(x, y) - OT_eps(x, x)/2 - OT_eps(y, y)/2                                   (eq. 6)
 
 References: Cuturi 2013 (the entropic problem); Feydy et al. 2019 (the divergence; S_eps >= 0, and 0 only for
-equal measures). Its place in the loss is METHOD.md section 5: the divergence is the paper's, the choice of cost,
-of scale and of solver is ours.
+equal measures). Its place in the loss: docs/method.md, section 5. The divergence is the paper's [A], the choice of cost,
+of scale and of solver is ours [D].
 
 How it is solved: POT's log-domain Sinkhorn for a few iterations, then Newton steps on the dual with one marginal
 eliminated (m x m systems). On hidden states of a language model Sinkhorn alone leaves 1e-5 of the mass misplaced
@@ -26,7 +26,7 @@ import torch
 from ot.bregman import sinkhorn_log
 
 SINKHORN_ROUND = 11  # POT looks at the error at iterations 0 and 10, so a round ends on a look.
-FIRST_NEWTON_ERROR = 0.5  # With more of the mass misplaced Newton's model of the dual is of no use.
+FIRST_NEWTON_ERROR = 0.5  # With more of the mass misplaced, Newton's model of the dual does not hold.
 NEWTON_RIDGE = 1e-12  # Share of a point's weight: above rounding, below every coupling that matters.
 
 

@@ -79,7 +79,7 @@ class Part:
         return self.verdict or decide(self.effect, self.margin)
 
     def detectable(self) -> float:
-        """The effect found with 80 % power at the 5 % level: (t_.975 + t_.8) standard errors; NaN without an interval."""
+        """The effect found with 80 % power at the 5 % level, (t_.975 + t_.8) standard errors (eq. 30); NaN without an interval."""
         if self.units < 2:
             return math.nan
         t = scipy_stats.t(self.units - 1)

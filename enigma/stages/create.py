@@ -9,8 +9,9 @@ Successive halving spends little on bad proposals: `schedule` gives each round a
 before, and the better half goes on, until one is left. The best of many looks good by luck, so this one is judged on
 fresh questions of the role `heldout`, and accepted only where the 95 % interval of its gain lies above zero there.
 
-Only a text's own completions enter its SI, so the other seeds are never sampled, only scored with. Source: METHOD.md
-section 6 (our choice); successive halving: Karnin, Koren and Somekh 2013, https://proceedings.mlr.press/v28/karnin13.html
+Only a text's own completions enter its SI, so the other seeds are never sampled, only scored with. Source:
+docs/method.md, eq. 31 (our choice [D]); successive halving: Karnin, Koren and Somekh 2013,
+https://proceedings.mlr.press/v28/karnin13.html
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""Fill the measured blocks of README.md and docs/*.md from what is committed: no number there is written by hand.
+
+A block stands between `<!-- measured:NAME -->` or `<!-- measured:NAME PROFILE -->` (cpu by default) and `<!-- end -->`.
+`make docs` fills all; a block whose source is not there stays as it is, and is named. A test says that none is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from enigma.record.cells import interval_text, markdown_table, read_csv
+from enigma.stages import claims
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- measured:(\w+)(?: (\w+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# Block and table below results/reference/PROFILE: its columns; a column with an interval shows it.
+TABLES = {
+    "claims": "id claim measure value over detectable verdict",
+    "setting": "what paper source here",
+    "training_checks": "arm seed reward_start reward_end gain zero_spread_share",
+    "sweep": "lambda_sami held_by budget reward_strict row_bound_base_critic perplexity_base drift",
+    "placement": "placement contrast k questions si carried",
+    "coverage": "of k share questions coverage percentile",
+}
+# Block: file below benchmarks, its part, and columns of it.
+MEASURED = {
+    "benchmarks": ("cpu", "rows", "name seconds peer_seconds memory_gb peer_memory_gb ratio target met"),
+    "kernels": ("cpu", "kernels"),
+    "geometry_cost": ("geometry_cpu", "rows", "name value target met"),
+}
+
+
+def compact(frame: pd.DataFrame) -> str:
+    """A Markdown table without padding."""
+    return re.sub(r":?-{3,}", "---", re.sub(r" +\|", " |", markdown_table(frame)))
+
+
+def table(root: Path, profile: str, name: str) -> str:
+    frame = read_csv(root / "results/reference" / profile / "tables" / f"{name}.csv", [])
+    shown = frame[TABLES[name].split()].copy()
+    for column in shown:
+        ends = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+        if set(ends) <= set(frame):
+            found = zip(frame[column], *(frame[end] for end in ends), strict=True)
+            shown[column] = [interval_text(*numbers) for numbers in found]
+        elif not pd.api.types.is_numeric_dtype(shown[column]):
+            shown[column] = shown[column].fillna("")
+    return compact(shown.rename(columns=lambda column: column.replace("_", " ")))
+
+
+def rules(root: Path, profile: str) -> str:
+    rows = [[each.id, each.text, each.source, each.rule] for each in claims.REGISTRY]
+    return compact(pd.DataFrame(rows, columns=["id", "claim", "source", "rule"]))
+
+
+def verdicts(root: Path, profile: str) -> str:
+    found = read_csv(root / "results/reference" / profile / "tables/claims.csv", [])["verdict"].tolist()
+    order = (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNDECIDED, claims.NOT_TESTED)
+    return ", ".join(f"{each.removesuffix(' at this size')} {found.count(each)}" for each in order)
+
+
+def costs(root: Path, profile: str) -> str:
+    record = _json(root, f"results/reference/{profile}/run.json")
+    stages, machine = record["stages"].values(), record["machine"]
+    minutes, peak = sum(s["seconds"] for s in stages) / 60, max(s["peak_memory_gb"] for s in stages)
+    tests = root / "benchmarks/tests.json"
+    more = f", `make test` {_json(root, tests)['minutes']:.0f} minutes" if tests.is_file() else ""
+    return (
+        f"Measured on {machine['cores']} cores ({machine['processor']}), set-up not counted: `make reproduce` {minutes:.0f} "
+        f"minutes and {peak:.1f} GB at its peak{more}."
+    )
+
+
+def stages(root: Path, profile: str) -> str:
+    found = _json(root, f"results/reference/{profile}/run.json")["stages"]
+    rows = [[name, stage["seconds"] / 60, stage["peak_memory_gb"]] for name, stage in found.items()]
+    rows.append(["all", sum(row[1] for row in rows), max(row[2] for row in rows)])
+    return compact(pd.DataFrame(rows, columns=["stage", "minutes", "peak memory, GB"]).round(1))
+
+
+def measured(root: Path, file: str, part: str, columns: str = "") -> str:
+    """Rows of a JSON file below benchmarks/, and the machine that they are of."""
+    found = _json(root, f"benchmarks/{file}.json")
+    rows, on = pd.DataFrame(found[part]).round(2), found["machine"]
+    shown = rows[columns.split()] if columns else rows
+    end = f"{on['device']}, {on['threads']} threads, {on['dtype']}, torch {on['torch']}, TRL {on['trl']}."
+    return f"{compact(shown.rename(columns=lambda name: name.replace('_', ' ')))}\n{end}"
+
+
+def _json(root: Path, path) -> dict:
+    return json.loads((root / path).read_text(encoding="utf-8"))
+
+
+BLOCKS = {name: partial(table, name=name) for name in TABLES}
+BLOCKS |= {each.__name__: each for each in (rules, verdicts, costs, stages)}
+BLOCKS |= {name: lambda root, _, of=of: measured(root, *of) for name, of in MEASURED.items()}
+
+
+def fill(text: str, root: Path = ROOT) -> tuple[str, list[str]]:
+    """The text with its blocks filled, and the blocks that could not be: "NAME: the file that is not there"."""
+    absent = []
+
+    def block(match: re.Match) -> str:
+        try:
+            body = BLOCKS[match[2]](root, match[3] or "cpu")
+        except FileNotFoundError as error:
+            absent.append(f"{match[2]}: {Path(error.filename).relative_to(root)} is not there")
+            return match[0]
+        return f"{match[1]}\n{body.strip()}\n\n{match[5]}"
+
+    return BLOCK.sub(block, text), absent
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+if __name__ == "__main__":
+    for page in pages():
+        text, absent = fill(page.read_text(encoding="utf-8"))
+        page.write_text(text, encoding="utf-8")
+        print(page.relative_to(ROOT), *absent, sep="\n  ")
