@@ -73,7 +73,7 @@ def unsafe_calls(source: str) -> list[str]:
             keywords.get(word, value) != value for word, value in allowed.items()
         ):
             found.append(ast.unparse(node))
-        if name == "yaml.load" and keywords.get("Loader") not in ("_Loader", "_PlainLoader"):
+        if name == "yaml.load" and keywords.get("Loader") != "PlainLoader":
             found.append(ast.unparse(node))
     return found
 
@@ -99,15 +99,13 @@ def test_the_check_for_such_calls_can_fail(call):
     assert unsafe_calls(f"x = {call}") != []
 
 
-def test_our_yaml_loaders_are_safe_ones():
+def test_our_yaml_loader_is_a_safe_one():
     import yaml
 
-    from enigma.data.principles import _PlainLoader
-    from enigma.profile import _Loader
+    from enigma.plainyaml import PlainLoader
 
-    for loader in (_Loader, _PlainLoader):
-        assert issubclass(loader, yaml.SafeLoader)
-        assert not [tag for tag in loader.yaml_constructors if tag and "python" in tag]
+    assert issubclass(PlainLoader, yaml.SafeLoader)
+    assert not [tag for tag in PlainLoader.yaml_constructors if tag and "python" in tag]
 
 
 def test_every_loader_of_weights_names_safetensors_and_no_remote_code():

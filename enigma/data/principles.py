@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from enigma.data.text import check_text, normalise
 from enigma.errors import InputError
 from enigma.method.rewards import TAGS
+from enigma.plainyaml import read_yaml
 
 MAX_BYTES = 200_000  # hundreds of principles; more takes the parser seconds
 MAX_CHARACTERS = 500
@@ -66,7 +65,7 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _read_entries(path: Path) -> list:
-    document = _parse(path)
+    _, document = read_yaml(path, MAX_BYTES, "a short list of principles")
     expected = 'expected "principles:" and a list of entries below it'
     if not isinstance(document, dict):
         raise InputError(f"{path}: found {_kind(document)}; {expected}; begin the file with it")
@@ -78,53 +77,6 @@ def _read_entries(path: Path) -> list:
     if not entries:
         raise InputError(f"{path}: principles: the list is empty; {expected}; add at least one entry")
     return entries
-
-
-def _parse(path: Path):
-    try:
-        # Read one byte more than allowed: the size is judged on what was read, not on what was promised.
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); expected a readable file; check its permissions"
-        raise InputError(f"{path}: {reason}") from error
-    if len(content) > MAX_BYTES:
-        limit = f"{MAX_BYTES // 1000} kB"
-        raise InputError(f"{path}: larger than {limit}; expected a short list of principles; split the file")
-    try:
-        return yaml.load(content.decode("utf-8-sig"), Loader=_PlainLoader)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start} is not UTF-8; expected UTF-8; save it as that"
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise InputError(f"{path}:{line} {error.problem}; expected valid YAML; correct the file") from error
-    except Exception as error:  # a false tag such as `!!bool maybe` ends in any of Python's own errors
-        reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise InputError(
-            f"{path}: not valid YAML ({reason:.200}); expected plain YAML; put texts in quotes"
-        ) from error
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """yaml.safe_load without aliases (they can make a small file huge) and without repeated keys."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*) are not allowed", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if (label := (key.tag, key.value if isinstance(key.value, str) else None)) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"repeated key {_quote(key.value)}", key.start_mark
-                )
-            seen.add(label)
-        return super().construct_mapping(node, deep)
 
 
 def _principle(entry, where: str) -> Principle:

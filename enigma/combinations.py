@@ -1,0 +1,111 @@
+"""What is impossible in a profile in combination, though each value is fine alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from enigma.explain import shown
+
+if TYPE_CHECKING:
+    from enigma.profile import Model, Profile, Questions, Section
+
+
+class Problem(NamedTuple):
+    key: str
+    found: str
+    expected: str
+
+
+def problems(profile: Profile) -> Iterator[Problem]:
+    """What is impossible in combination, though each value is fine alone."""
+    yield from _model_problems(profile.model)
+    yield from _question_problems(profile.questions)
+    yield from _trainer_problems(profile)
+    for key, values in (
+        ("seeds.runs", profile.seeds.runs),
+        ("benchmarks.tasks", profile.benchmarks.tasks),
+        ("trainer.ot_layers", profile.trainer.ot_layers),
+        ("trainer.lora.target_modules", profile.trainer.lora.target_modules),
+    ):
+        if len(set(values)) < len(values):
+            yield Problem(key, repr(values), "each value once")
+    if profile.geometry.subspace >= profile.geometry.prompts:
+        yield Problem(
+            "geometry.subspace",
+            repr(profile.geometry.subspace),
+            f"less than geometry.prompts ({profile.geometry.prompts})",
+        )
+
+
+def _required(
+    section: str, spec: Section, needed: tuple[str, ...], allowed: tuple[str, ...]
+) -> Iterator[Problem]:
+    """Keys that this section's `source` needs, and keys that it has no use for."""
+    for key in type(spec).model_fields:
+        value = getattr(spec, key)
+        if key in needed and value is None:
+            kind = "a 40-character commit hash" if key == "revision" else "a value"
+            yield Problem(f"{section}.{key}", "null", f"{kind} where {section}.source is {spec.source}")
+        if key not in needed + allowed and value is not None:
+            yield Problem(f"{section}.{key}", shown(value), f"null where {section}.source is {spec.source}")
+
+
+def _model_problems(model: Model) -> Iterator[Problem]:
+    needed = {"embedded": (), "random": ("config",), "hub": ("id", "revision"), "local": ("id",)}
+    yield from _required("model", model, needed[model.source], ("source", "dtype"))
+    if (shape := model.config) is None:
+        return
+    heads, key_value_heads = shape.num_attention_heads, shape.num_key_value_heads
+    if shape.hidden_size % (2 * heads):
+        yield Problem(
+            "model.config.hidden_size",
+            repr(shape.hidden_size),
+            f"a multiple of 2 x num_attention_heads ({2 * heads}), for rotary positions",
+        )
+    if heads % key_value_heads:
+        yield Problem(
+            "model.config.num_attention_heads",
+            repr(heads),
+            f"a multiple of num_key_value_heads ({key_value_heads})",
+        )
+
+
+def _question_problems(questions: Questions) -> Iterator[Problem]:
+    needed = {"builtin": (), "jsonl": ("path",), "hub": ("dataset", "revision", "column", "split")}
+    allowed = {"builtin": (), "jsonl": (), "hub": ("path", "rows", "max_characters")}
+    yield from _required(
+        "questions", questions, needed[questions.source], ("source", *allowed[questions.source])
+    )
+
+
+def _trainer_problems(profile: Profile) -> Iterator[Problem]:
+    trainer = profile.trainer
+    if "base" in profile.arms:
+        yield Problem("arms.base", "an arm", "another name: base is the untrained model")
+    matched = trainer.num_principles * trainer.num_generations
+    if trainer.per_device_train_batch_size % matched:
+        yield Problem(
+            "trainer.per_device_train_batch_size",
+            repr(trainer.per_device_train_batch_size),
+            f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
+            f"{trainer.num_generations} = {matched}), else a matched set is split",
+        )
+    if trainer.num_principles > profile.principles.set_size:
+        yield Problem(
+            "trainer.num_principles",
+            repr(trainer.num_principles),
+            f"at most principles.set_size ({profile.principles.set_size})",
+        )
+    contrasted = [name for name, arm in profile.arms.items() if arm.lambda_sami > 0]
+    if trainer.num_principles < 2 and contrasted:
+        yield Problem(
+            "trainer.num_principles",
+            repr(trainer.num_principles),
+            f"at least 2, because arm {contrasted[0]} has lambda_sami above 0",
+        )
+    layers = profile.model.config.num_hidden_layers if profile.model.config else None
+    if layers is not None:
+        for layer in trainer.ot_layers:
+            if not -layers - 1 <= layer <= layers:
+                yield Problem("trainer.ot_layers", repr(layer), f"between {-layers - 1} and {layers}")
