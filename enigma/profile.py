@@ -100,8 +100,8 @@ class Sufficiency(Section):
     max_tokens: Count
     heldout: Annotated[int, Field(ge=2, lt=2**31)]
     batch_size: Count
-    # Completions are also scored under paraphrases of the principles, so that SI is known without echoed words.
-    echo: bool = False
+    # The completions of so many of the questions are also scored under paraphrases, so that SI is known without echo.
+    echo: Annotated[int, Field(ge=0)] = 0
     resamples: Annotated[int, Field(ge=10, lt=2**31)]
 
 

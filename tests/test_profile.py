@@ -95,7 +95,7 @@ WRONG = [
     ("principles.set_size", 1, "greater than or equal to 2"),
     ("principles.pool", "nowhere.yaml", "does not exist"),
     ("sufficiency.questions", 1, "greater than or equal to 2"),
-    ("sufficiency.echo", "yes", "boolean"),
+    ("sufficiency.echo", -1, "greater than or equal to 0"),
     ("arms", {}, "at least 1 item"),
     ("arms", [], "a valid dictionary"),
     ("arms.Base!", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "[a-z0-9_]"),
@@ -278,9 +278,9 @@ def test_a_loaded_profile_does_not_change():
 
 def test_sizes_by_hand():
     size = sizes(load_profile("cpu"))
-    assert (size.runs, size.total_steps) == (3, 3 * 12)
+    assert (size.runs, size.total_steps) == (2, 2 * 10)
     assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
-    assert size.selection_completions == 16 * 16
+    assert size.selection_completions == 16 * 12
     gpu = sizes(load_profile("gpu"))
     assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (33, 64 * 128, 33 * 150)
     assert sizes(load_profile("smoke")).minutes < size.minutes < gpu.minutes

@@ -100,7 +100,7 @@ def stage_minutes(profile: Profile) -> dict[str, float]:
     steps = sum(profile.arms[arm].max_steps or trainer.max_steps for arm, _ in profile.runs())
     selected = size * spec.questions * spec.samples * spec.max_tokens
     carried = k * spec.heldout * spec.samples * trainer.max_completion_length
-    select = selected / rate["sample"] + selected * size * (1 + spec.echo) / rate["score"]
+    select = selected / rate["sample"] + selected * size * (1 + spec.echo / spec.questions) / rate["score"]
     step = tokens / rate["sample"] + tokens * trainer.num_principles / rate["train"]
     legibility = (models + 1) * (carried / rate["sample"] + 2 * carried * k / rate["score"])
     benchmark = models * _prompts(profile) / rate["prompts"]

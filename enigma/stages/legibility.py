@@ -43,8 +43,7 @@ def pieces(profile, store: Store) -> list[Piece]:
     from enigma.llm.loading import fingerprint
 
     spec, sets = profile.sufficiency, select.chosen_sets(profile, store)
-    used = {arm.set for arm in profile.arms.values()}
-    everything = {p.name: p.text for name in profile.sets() if name in used for p in sets[name]}
+    everything = {p.name: p.text for name in profile.sets() for p in sets[name]}
     common = {
         "model": fingerprint(profile.model, profile.seeds.initialisation),
         "prompts": profile.prompts.model_dump(),
@@ -54,12 +53,18 @@ def pieces(profile, store: Store) -> list[Piece]:
         "batch_size": spec.batch_size,
         "seed": profile.seeds.evaluation,
     }
-    found = [Piece("legibility", BASE, {**common, "adapter": {}, "principles": everything})]
+    places = list(everything)
+    own_sets = sorted([places.index(p.name) for p in sets[name]] for name in profile.sets())
+    found = [Piece("legibility", BASE, {**common, "adapter": {}, "principles": everything, "sets": own_sets})]
     for arm, seed in profile.runs():
         mine = {p.name: p.text for p in sets[profile.arms[arm].set]}
         recipe = train.adapter_recipe(profile, store, arm, seed)
         found.append(
-            Piece("legibility", run_name(arm, seed), {**common, "adapter": recipe, "principles": mine})
+            Piece(
+                "legibility",
+                run_name(arm, seed),
+                {**common, "adapter": recipe, "principles": mine, "sets": None},
+            )
         )
     return found
 
@@ -91,7 +96,7 @@ def _carried(profile, store: Store, recipe: dict, arm: str, seed: int | None) ->
 
     adapter = None if seed is None else train.adapter(profile, store, arm, seed)
     model, tokenizer = load_policy(profile.model, adapter, profile.seeds.initialisation)
-    options = {key: recipe[key] for key in ("samples", "max_tokens", "batch_size", "seed")}
+    options = {key: recipe[key] for key in ("samples", "max_tokens", "batch_size", "seed", "sets")}
     texts, style = list(recipe["principles"].values()), recipe["prompts"]
     untrained = None if adapter is None else model.disable_adapter
     rows = sample_and_score(
@@ -116,7 +121,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     """`legibility`, `legibility_items` and `transcripts`. The untrained model has one row for each set."""
     base = raw["models"][0]
     rows, items = [], []
-    for name in dict.fromkeys(arm.set for arm in profile.arms.values()):
+    for name in profile.sets():
         members = [base["principles"].index(p) for p in raw["sets"][name]]
         _add(
             rows,

@@ -28,8 +28,8 @@ SPANS = ("reasoning", "completion")
 CAPTIONS = {
     "sufficiency": "Sufficiency of principles and sets on the untrained model, si = I / log K, with 95 % intervals over "
     "questions: every completion speaks for every principle by its exact posterior (Rao-Blackwell). information: the same "
-    "in nats. si_plain: from the completions sampled under a principle alone. si_paraphrase: read under independent "
-    "paraphrases of the principles, a lower bound that repeating a principle's own words does not raise. The sets were "
+    "in nats. si_plain: from the completions sampled under a principle alone. si_paraphrase: of some of the questions, read "
+    "under independent paraphrases, a lower bound that repeating a principle's own words does not raise. The sets were "
     "chosen on these questions, so their own SI flatters them; the table legibility measures them on others.",
     "sufficiency_items": "Each principle's information (nats, weighted) and weight question by question, reasoning span: the "
     "rows that si and its intervals are made from.",
@@ -64,12 +64,18 @@ def pool_pieces(profile, pool: list[Principle], name: str) -> list[Piece]:
         "model": fingerprint(profile.model, profile.seeds.initialisation),
         "prompts": profile.prompts.model_dump(),
         "texts": [p.text for p in pool],
-        "wordings": wordings(pool) if spec.echo else [],
         **{key: getattr(spec, key) for key in ("samples", "max_tokens", "batch_size")},
     }
-    parts = [questions[i : i + step] for i in range(0, len(questions), step)]
+    parts = [
+        {"questions": side[i : i + step], "wordings": read}
+        for side, read in (
+            (questions[: spec.echo], wordings(pool) if spec.echo else []),
+            (questions[spec.echo :], []),
+        )
+        for i in range(0, len(side), step)
+    ]
     return [
-        Piece("select", f"{name}-{i:03d}", {**common, "questions": part, "seed": profile.seeds.sampling + i})
+        Piece("select", f"{name}-{i:03d}", {**common, **part, "seed": profile.seeds.sampling + i})
         for i, part in enumerate(parts)
     ]
 
@@ -152,13 +158,11 @@ def sufficiency_table(
     rows = []
     for span in SPANS:
         scores, source = [row[span] for row in questions], [row["source"] for row in questions]
-        read = (
-            [row["wordings"][0] for row in questions]
-            if span == "reasoning" and questions[0]["wordings"]
-            else None
-        )
+        # Only some of the questions were also read under paraphrases, and only over the reasoning span.
+        echoed = [row for row in questions if span == "reasoning" and row["wordings"]]
+        again = [row[span] for row in echoed], [row["wordings"][0] for row in echoed]
         single, plain = si.principle_information(scores), si.sampled_information(scores, source)
-        echo_free = si.principle_information(scores, read) if read else None
+        echo_free = si.principle_information(*again) if echoed else None
         for i, p in enumerate(pool):
             head = {"level": "principle", "name": p.name, "family": p.family, "members": p.name, "span": span}
             rows.append(
@@ -173,7 +177,7 @@ def sufficiency_table(
                 "span": span,
             }
             own, sampled = si.set_information(scores, [members]), si.pooled(si.sampled_information(*kept))
-            echo_free_set = _at(si.set_information(scores, [members], read), 0) if read else None
+            echo_free_set = _at(si.set_information(again[0], [members], again[1]), 0) if echoed else None
             rows.append(head | _row(len(members), _at(own, 0), sampled, echo_free_set))
     return pd.DataFrame(rows)
 
