@@ -19,9 +19,10 @@ from trl import GRPOConfig
 from enigma.data.principles import load_pool
 from enigma.data.questions import load_questions
 from enigma.llm import prompts
+from enigma.llm.config import EnigmaConfig
 from enigma.llm.loading import load_model
 from enigma.llm.scoring import completion_logprobs
-from enigma.llm.trainer import EnigmaConfig, EnigmaTrainer
+from enigma.llm.trainer import EnigmaTrainer
 from enigma.method.rewards import graded_format_reward
 from enigma.stages.train import matched_prompts
 

@@ -21,7 +21,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from enigma.llm.trainer import own_scores, score_matched_sets
+from enigma.llm.matched_sets import own_scores, score_matched_sets
 from enigma.profile import load_profile
 from enigma.record.results import atomic_write_bytes, atomic_write_json
 from enigma.run import costs

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.2.0"
 _PUBLIC = {
-    "EnigmaConfig": "enigma.llm.trainer",
+    "EnigmaConfig": "enigma.llm.config",
     "EnigmaTrainer": "enigma.llm.trainer",
     "graded_format": "enigma.method.rewards",
     "load_profile": "enigma.profile",

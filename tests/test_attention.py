@@ -102,6 +102,47 @@ def test_with_a_frozen_head_no_logits_are_kept():
     assert model(input_ids=ids).logits.shape == (2, 9, 97), "afterwards the head is itself again"
 
 
+def test_a_head_that_could_be_trained_makes_no_logits_where_nothing_is():
+    """The untrained model's own weights ask for a gradient, also where none is taken."""
+    model = build("llama")
+    ids = torch.randint(3, 97, (2, 9))
+    with torch.no_grad():
+        outputs, logps, _ = head.forward_logps(model, ids, False, input_ids=ids)
+    assert outputs.logits.shape == ids.shape
+    outputs, trained, _ = head.forward_logps(model, ids, False, input_ids=ids)
+    assert outputs.logits.shape == (2, 9, 97)
+    torch.testing.assert_close(logps, trained, rtol=1e-6, atol=1e-6)
+
+
+def test_copies_of_the_log_probabilities_are_known_for_what_they_are():
+    """As DistributedDataParallel hands them out."""
+    model = build("llama").requires_grad_(False)
+    ids = torch.randint(3, 97, (2, 9))
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model
+
+        def forward(self, **inputs):
+            outputs = self.module(**inputs)
+            outputs.logits = outputs.logits.clone()
+            return outputs
+
+    assert head.forward_logps(Wrapper(), ids, False, input_ids=ids)[0].logits.shape == ids.shape
+
+
+def test_logits_are_not_rounded_to_sixteen_bits():
+    """Of bfloat16 states and weights the log-probabilities are those of float32 products, autocast or not."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (40, 500))
+    labels = torch.randint(0, 500, (40,), generator=generator)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1).gather(-1, labels[:, None])[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = head._ChosenLogps.apply(hidden, weight, labels)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-4)
+
+
 def test_logits_that_are_changed_afterwards_go_the_ordinary_way():
     torch.manual_seed(0)
     config = Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5)

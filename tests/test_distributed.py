@@ -16,7 +16,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from enigma.llm.trainer import EnigmaConfig, EnigmaTrainer, MatchedSampler, matched_sets, score_matched_sets
+from enigma.llm import head
+from enigma.llm.config import EnigmaConfig
+from enigma.llm.matched_sets import MatchedSampler, matched_sets, score_matched_sets
+from enigma.llm.trainer import EnigmaTrainer
 
 K = G = 2
 SET = K * G
@@ -125,10 +128,9 @@ def constant(completions, **kwargs):
         dict(lambda_ot=0.0, beta=0.0, rewards=constant),
         dict(lambda_sami=0.0, beta=0.0, rewards=constant),
         dict(),
-        dict(num_iterations=2),
         dict(loss_type="dapo"),
     ],
-    ids=["grpo", "sami", "sinkhorn", "all", "two iterations", "tokens of the whole batch"],
+    ids=["grpo", "sami", "sinkhorn", "all", "tokens of the whole batch"],
 )
 def test_micro_batches_add_up_to_the_batch(tmp_path, toy_tokenizer, changes):
     whole = run(tmp_path, toy_tokenizer, **TERMS | changes, per_device_train_batch_size=2 * SET)
@@ -148,6 +150,22 @@ PLAIN = dict(per_device_train_batch_size=SET, beta=0.0)
 SPLIT = dict(per_device_train_batch_size=SET, accelerator_config={"split_batches": True})
 
 
+def failing(rank):
+    def fails(completions, **kwargs):
+        if rank == 1:
+            raise KeyError("this one alone")
+        return reward(completions)
+
+    return fails
+
+
+def refused(*args, **kwargs) -> str:
+    try:
+        run(*args, **kwargs)
+    except (KeyError, RuntimeError, ValueError) as error:
+        return str(error)
+
+
 def work(rank, port, folder):
     """One of two processes."""
     local = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
@@ -160,10 +178,18 @@ def work(rank, port, folder):
     }
     runs["enigma"] = run(folder / f"rank {rank}" / "enigma", tokenizer, num_principles=K, **PLAIN)
     runs["trl"] = run(folder / f"rank {rank}" / "trl", tokenizer, GRPOTrainer, **GRPO, **PLAIN)
-    try:
-        run(folder / f"rank {rank}" / "split", tokenizer, **TERMS, **SPLIT)
-    except ValueError as error:
-        runs["split"] = str(error)
+    runs["split"] = refused(folder / f"rank {rank}" / "split", tokenizer, **TERMS, **SPLIT)
+    runs["one fails"] = refused(folder / "fails", tokenizer, rewards=failing(rank), num_principles=K, **PLAIN)
+    # No logits, also where the wrapper copies what the model returns.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "_from_logits", None)
+        for name, copies in (("no copies", None), ("copies", True)):
+            runs[name] = run(
+                folder / name,
+                tokenizer,
+                **TERMS,
+                **PLAIN | dict(beta=0.03, ddp_find_unused_parameters=copies),
+            )
     torch.save(runs, folder / f"{rank}.pt")
 
 
@@ -222,6 +248,21 @@ def test_without_extra_terms_two_processes_are_trl(two_processes):
 def test_a_loader_that_splits_sets_over_processes_is_refused(two_processes):
     for ranks in two_processes:
         assert "rows 0 to 1 are not one matched set of 2 prompts x 2 generations" in ranks["split"]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_raised_on_all(two_processes):
+    """Else the others would wait for it for ever."""
+    assert [ranks["one fails"] for ranks in two_processes] == [
+        "another process failed, and says why",
+        "'this one alone'",
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_make_no_logits(two_processes):
+    for ranks in two_processes:
+        assert_same_run(ranks["copies"], ranks["no copies"])
 
 
 # A matched set stays whole, or an error says so.

@@ -1,15 +1,19 @@
 """The trainer against TRL's own, and against a slow recomputation that shares no code with it."""
 
+import dataclasses
 import inspect
 import math
+from collections import Counter
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import MixtralConfig, MixtralForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from enigma.llm.trainer import TRL_METHODS, EnigmaConfig, EnigmaTrainer
+from enigma.llm.config import FIXED, EnigmaConfig
+from enigma.llm.trainer import TRL_METHODS, EnigmaTrainer
 
 QUESTIONS = ["why is it so?", "how far is that", "what now?", "who did it?", "where to", "when was it done"]
 PRINCIPLES = ["be brief", "give one example"]
@@ -404,14 +408,138 @@ def test_trl_methods_have_the_signatures_relied_on():
         ),
         ({"num_principles": 1}, "num_principles: found 1"),
         ({"lambda_sami": -1.0}, "lambda_sami: found -1.0"),
-        ({"temperature": 0.7}, "temperature: found 0.7"),
         ({"sami_span": "answer"}, "sami_span: found 'answer'"),
         ({"ot_layers": []}, "ot_layers: found \\[\\]"),
+        ({"steps_per_generation": 2}, "steps_per_generation: found 2, expected at most"),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef: found 0.1, expected 0"),
     ],
 )
 def test_bad_configuration(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         EnigmaConfig(**settings(tmp_path, **change))
+
+
+# Every field that TRL adds to transformers' own: taken here as TRL takes it, or without meaning here. The rest is refused.
+SUPPORTED = [
+    "model_init_kwargs",
+    "trust_remote_code",
+    "disable_dropout",
+    "cast_lm_head_to_fp32",
+    "num_generations",
+    "num_generations_eval",
+    "max_completion_length",
+    "shuffle_dataset",
+    "pad_to_multiple_of",
+    "generation_batch_size",
+    "chat_template_kwargs",
+    "use_vllm",
+    "vllm_mode",
+    "vllm_model_impl",
+    "vllm_enable_sleep_mode",
+    "vllm_server_base_url",
+    "vllm_server_host",
+    "vllm_server_port",
+    "vllm_server_timeout",
+    "vllm_group_port",
+    "vllm_gpu_memory_utilization",
+    "vllm_max_model_length",
+    "vllm_tensor_parallel_size",
+    "beta",
+    "epsilon",
+    "delta",
+    "epsilon_high",
+    "sapo_temperature_neg",
+    "sapo_temperature_pos",
+    "vespo_k_pos",
+    "vespo_lambda_pos",
+    "vespo_k_neg",
+    "vespo_lambda_neg",
+    "importance_sampling_level",
+    "reward_weights",
+    "multi_objective_aggregation",
+    "scale_rewards",
+    "loss_type",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    "top_entropy_quantile",
+    "vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode",
+    "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_cap",
+    "off_policy_mask_threshold",
+    "use_bias_correction_kl",
+    "log_completions",
+    "log_unique_prompts",
+    "num_completions_to_print",
+    "log_completions_hub_repo",
+]
+WITHOUT_MEANING = [
+    "ds3_gather_for_generation",
+    "max_tool_calling_iterations",
+    "log_multimodal",
+    "entropy_coef_min",
+    "entropy_coef_max",
+    "entropy_coef_delta",
+    "entropy_target",
+    "transformers_continuous_batching_config",
+]
+CHECKED = ["steps_per_generation", "router_aux_loss_coef"]  # refused for some values, in the test above
+OTHER = {
+    "generation_kwargs": {"min_p": 0.1},
+    "min_p": 0.1,
+    "cache_implementation": "static",
+    "neftune_noise_alpha": 5.0,
+    "vllm_structured_outputs_regex": "a+",
+}
+
+
+def test_every_field_of_grpo_is_taken_or_refused_and_none_in_silence():
+    own = {f.name for f in dataclasses.fields(GRPOConfig)} - {
+        f.name for f in dataclasses.fields(TrainingArguments)
+    }
+    told = Counter([*SUPPORTED, *WITHOUT_MEANING, *CHECKED, *(FIXED.keys() & own)])
+    assert told == Counter(own), "a field without a decision, or with two"
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_would_change_the_method_is_refused(tmp_path, name):
+    right = FIXED[name][0]
+    wrong = OTHER[name] if right is None else not right if isinstance(right, bool) else right + 1
+    with pytest.raises(ValueError, match=rf"EnigmaConfig\.(use_transformers\w+|{name}): found "):
+        EnigmaConfig(**settings(tmp_path), **{name: wrong})
+
+
+def test_what_the_model_or_the_launcher_brings_is_refused(tmp_path, toy_model, toy_tokenizer, monkeypatch):
+    lora = dict(r=4, target_modules=["q_proj"])
+
+    def build(**more):
+        more = {"peft_config": LoraConfig(**lora), "model": toy_model()} | more
+        config = EnigmaConfig(**settings(tmp_path, disable_dropout=more.pop("disable_dropout", False)))
+        return EnigmaTrainer(
+            reward_funcs=reward, args=config, train_dataset=rows(), processing_class=toy_tokenizer, **more
+        )
+
+    dropout = LoraConfig(**lora, lora_dropout=0.1)
+    with pytest.raises(ValueError, match="dropout: found some"):
+        build(peft_config=dropout)
+    build(peft_config=dropout, disable_dropout=True)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    experts = MixtralForCausalLM(
+        MixtralConfig(vocab_size=len(toy_tokenizer), num_local_experts=2, num_key_value_heads=2, **sizes)
+    )
+    with pytest.raises(ValueError, match="router_aux_loss_coef"):
+        build(model=experts)
+    # PEFT makes a float32 adapter beside 16-bit weights.
+    plugin = type("Plugin", (), {"fsdp_version": 1})
+    monkeypatch.setattr(EnigmaTrainer, "is_fsdp_enabled", True, raising=False)
+    half = build(model=toy_model(dtype=torch.bfloat16))
+    monkeypatch.setattr(half.accelerator.state, "fsdp_plugin", plugin, raising=False)
+    half.is_fsdp_enabled = True
+    assert "set fsdp_version to 2" in next(half._problems())
+    plugin.fsdp_version = 2
+    assert not list(half._problems())
 
 
 def test_bad_data_and_missing_reference(tmp_path, toy_model, toy_tokenizer):

@@ -47,14 +47,14 @@ class Recorder(TrainerCallback):
     def __init__(self, key: str):
         self.key = key
         self.rows: list[dict] = []
+        self._new: list[dict] = []
 
     @property
     def graded_format_reward(self):
         """The graded reward, as TRL calls it, that also keeps what it saw."""
 
         def graded_format_reward_(completions, question, principle, completion_ids, trainer_state, **kwargs):
-            rewards = graded_format_reward(completions)
-            rows = [
+            self._new += [
                 {
                     "step": trainer_state.global_step + 1,
                     "question": asked,
@@ -66,11 +66,15 @@ class Recorder(TrainerCallback):
                     completions, question, principle, completion_ids, strict=True
                 )
             ]
-            self.rows += gather_object(rows)
-            return rewards
+            return graded_format_reward(completions)
 
         graded_format_reward_.__name__ = "graded_format_reward"
         return graded_format_reward_
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Here, not in the reward: there one process may fail while the others would wait for its rows."""
+        self.rows += gather_object(self._new)
+        self._new = []
 
     def load(self, checkpoint: Path) -> None:
         """Take up the rows that a checkpoint holds."""

@@ -5,12 +5,15 @@ of a few positions are made, used and dropped. What the backward pass needs of a
 
     d log p(t | h) / d h = W^T (onehot(t) - p),
 
-taken while p is there. That holds while the head itself is not trained, as with LoRA. A head that is trained, or
-logits that a model changes afterwards (a soft cap, a scale), go the ordinary way. Source: our choice.
+taken while p is there. That holds while the head itself is not trained, as with LoRA, or where nothing has a gradient.
+A head that is trained, or logits that a model changes afterwards (a soft cap, a scale), go the ordinary way. Logits are
+float32 whatever the model's dtype: in bfloat16 their rounding alone costs 0.07 nats of a principle's contrast over 48
+tokens. Source: our choice [D].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from weakref import WeakSet
 
@@ -35,16 +38,20 @@ def forward_logps(model, labels: Tensor, entropy: bool, **inputs):
     if _is_plain(head):
         with _replaced(head, labels, entropy) as made:
             outputs = model(**inputs)
-        if outputs.logits is made[0]:
-            return outputs, *made
+        found = outputs.logits
+        # By value too: DistributedDataParallel hands out copies.
+        if found is made[0] or (found.shape == labels.shape and torch.equal(found, made[0])):
+            return outputs, found, made[1]
         _changed_afterwards.add(head)
     outputs = model(**inputs)
     return outputs, *_from_logits(outputs.logits, labels, entropy)
 
 
 def _is_plain(head) -> bool:
-    trained = type(head) is not nn.Linear or head.weight.requires_grad or head.bias is not None
-    return not trained and "forward" not in head.__dict__ and head not in _changed_afterwards
+    if type(head) is not nn.Linear or head.bias is not None or "forward" in head.__dict__:
+        return False
+    trained = head.weight.requires_grad and torch.is_grad_enabled()
+    return not trained and head not in _changed_afterwards
 
 
 @contextmanager
@@ -70,17 +77,17 @@ class _ChosenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor):
         logps, entropies, slopes = [], [], []
+        project = _projection(hidden, weight)
         for some, label in zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True):
-            logits = F.linear(some, weight)
-            scores = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+            scores = torch.log_softmax(project(some), dim=-1)
             p = scores.exp()
             logps.append(scores.gather(-1, label[:, None])[:, 0])
             entropies.append(-torch.linalg.vecdot(p, scores))
             if ctx.needs_input_grad[0]:
                 error = p.neg_().scatter_add_(-1, label[:, None], p.new_ones(len(label), 1))
-                slopes.append((error.to(logits.dtype) @ weight.to(logits.dtype)).to(hidden.dtype))
+                slopes.append(error.to(weight.dtype) @ weight)
         if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
+            ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype))
         entropies = torch.cat(entropies)
         ctx.mark_non_differentiable(entropies)
         return torch.cat(logps), entropies
@@ -89,6 +96,20 @@ class _ChosenLogps(torch.autograd.Function):
     def backward(ctx, gradient: Tensor, _):
         (slopes,) = ctx.saved_tensors
         return gradient[:, None].to(slopes.dtype) * slopes, None, None
+
+
+def _projection(hidden: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """States (n, d) to float32 logits (n, V), or float64 ones of a float64 model; autocast has no say."""
+    if weight.is_cuda and weight.dtype != torch.float32 and hidden.dtype == weight.dtype:
+        return lambda some: torch.mm(some, weight.t(), out_dtype=torch.float32)  # no copy of the weights
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    wide = weight.to(exact)
+
+    def project(some: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(some.to(exact), wide)
+
+    return project
 
 
 def _from_logits(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:

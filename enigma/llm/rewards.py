@@ -21,7 +21,7 @@ from enigma.data.principles import Principle
 from enigma.errors import InputError
 from enigma.llm import prompts as chat
 from enigma.llm.loading import load_encoder
-from enigma.llm.trainer import own_scores
+from enigma.llm.matched_sets import own_scores
 from enigma.method.rewards import TAGS
 
 

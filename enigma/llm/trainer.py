@@ -4,24 +4,37 @@
 
 `EnigmaTrainer` is TRL's `GRPOTrainer` with three changes: the sampler keeps the K prompts of one question together (a
 matched set), the forward is `enigma.llm.scoring`'s packed one and serves all three terms, and the two extra terms are
-added to TRL's own loss. TRL's methods are called, never copied. Equations: docs/method.md, sections 3 to 5.
+added to TRL's own loss. TRL's methods are called, never copied. Equations: docs/method.md, eq. 2 to 7.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Sampler
-from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler, is_async_callable, use_adapter
 
-from enigma.llm.sampling import merged_adapter, shared_prompts
-from enigma.llm.scoring import completion_logprobs, reasoning_tokens
+from enigma.llm.config import EnigmaConfig
+from enigma.llm.matched_sets import (
+    MatchedSampler,
+    MatchedScores,
+    check_rows,
+    matched_sets,
+    mean_logprob,
+    own_scores,
+    pad_tokens,
+    prompts_and_completions,
+    regroup,
+    score_matched_sets,
+    unpad,
+)
+from enigma.llm.sampling import kept_weights, merged_adapter, shared_prompts
+from enigma.llm.scoring import reasoning_tokens
 from enigma.method.infonce import mutual_information_bounds, pointwise_mutual_information, sami_loss
 from enigma.method.transport import solve_divergence
 
@@ -35,92 +48,6 @@ TRL_METHODS = (
     "_get_per_token_logps_and_entropies",
     "_compute_loss",
 )
-
-
-@dataclass
-class EnigmaConfig(GRPOConfig):
-    """`trl.GRPOConfig` with the coefficients of the two extra terms.
-
-    The defaults of `importance_sampling_level`, `loss_type` and `scale_rewards` give GRPO with a sequence-level ratio
-    and advantages that are centred in the group and not divided by its deviation (docs/method.md, eq. 2).
-    """
-
-    importance_sampling_level: str = field(default="sequence", metadata={"help": "The GSPO ratio."})
-    loss_type: str = field(default="grpo", metadata={"help": "As in TRL."})
-    scale_rewards: str = field(
-        default="none", metadata={"help": "As in TRL. `none` is the Dr. GRPO advantage."}
-    )
-    num_principles: int = field(
-        default=2, metadata={"help": "K: prompts in a matched set, one for each principle. At least 2."}
-    )
-    lambda_sami: float = field(default=0.0, metadata={"help": "Coefficient of the symmetric InfoNCE term."})
-    sami_temperature: float = field(default=1.0, metadata={"help": "Divides the critic, nats per token."})
-    sami_span: str = field(
-        default="completion", metadata={"help": "Tokens the critic reads: `completion` or `reasoning`."}
-    )
-    lambda_ot: float = field(default=0.0, metadata={"help": "Coefficient of the Sinkhorn term."})
-    ot_layers: list[int] = field(
-        default_factory=lambda: [-1],
-        metadata={"help": "Hidden states to bound, as indices into transformers' `hidden_states`."},
-    )
-    ot_epsilon: float = field(
-        default=0.05, metadata={"help": "Entropic regularisation, in units of the reference's own mean cost."}
-    )
-    ot_budget: float = field(
-        default=0.0, metadata={"help": "Drift that costs nothing. 0 is the plain regulariser."}
-    )
-    ot_points: int = field(
-        default=256, metadata={"help": "Tokens of a matched set that enter the Sinkhorn term."}
-    )
-    reference_steps: int = field(
-        default=1,
-        metadata={
-            "help": "What is only logged costs a forward: the reference's view where neither `lambda_ot` nor `beta` needs it, "
-            "and the scores under other principles where `lambda_sami` is 0. They are taken every so many steps."
-        },
-    )
-    legibility_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Every so many steps the row bound is also taken with the reference as critic. 0: never."
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        expect = {
-            "num_principles": (self.num_principles >= 2, "at least 2"),
-            "lambda_sami": (self.lambda_sami >= 0, "0 or more"),
-            "lambda_ot": (self.lambda_ot >= 0, "0 or more"),
-            "sami_temperature": (self.sami_temperature > 0, "more than 0"),
-            "sami_span": (self.sami_span in ("completion", "reasoning"), "completion or reasoning"),
-            "ot_layers": (len(self.ot_layers) > 0, "at least one layer"),
-            "ot_epsilon": (self.ot_epsilon > 0, "more than 0"),
-            "ot_budget": (self.ot_budget >= 0, "0 or more"),
-            "ot_points": (self.ot_points >= 2, "2 or more"),
-            "legibility_steps": (self.legibility_steps >= 0, "0 or more"),
-            "reference_steps": (self.reference_steps >= 1, "1 or more"),
-            # The bounds hold for completions drawn from the policy itself.
-            "temperature": (self.temperature == 1.0, "1.0: the bounds need on-policy samples"),
-            "top_p": (self.top_p == 1.0, "1.0: the bounds need on-policy samples"),
-            "top_k": (not self.top_k, "0: the bounds need on-policy samples"),
-            "entropy_coef": (
-                self.entropy_coef == 0 and not self.use_adaptive_entropy,
-                "0: not supported here",
-            ),
-            "per_device_train_batch_size": (
-                self.per_device_train_batch_size % self.matched_set_size == 0,
-                f"a multiple of {self.matched_set_size} = num_principles x num_generations, or a set is split",
-            ),
-        }
-        for name, (holds, expected) in expect.items():
-            if not holds:
-                raise ValueError(f"EnigmaConfig.{name}: found {getattr(self, name)!r}, expected {expected}")
-
-    @property
-    def matched_set_size(self) -> int:
-        """Completions of one question: K principles times G generations."""
-        return self.num_principles * self.num_generations
 
 
 class EnigmaTrainer(GRPOTrainer):
@@ -137,7 +64,9 @@ class EnigmaTrainer(GRPOTrainer):
     reference as critic, which stays where it was while `sami/row_bound` rises if the principles go into a private code.
 
     Raises:
-        ValueError: a data set without matched sets of K rows; `lambda_ot` without a reference model.
+        ValueError: a data set without matched sets of K rows; `lambda_ot` without a reference model; dropout in the
+            model, tools or an environment, a router's own loss, FSDP1 over weights of two kinds.
+        RuntimeError: in training, an error of another process.
         TypeError: a configuration that is no `EnigmaConfig`.
         FloatingPointError: in training, a log-probability, loss or gradient that is not finite; names the step.
     """
@@ -146,12 +75,58 @@ class EnigmaTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, EnigmaConfig):
             raise TypeError(f"args: found {type(self.args).__name__}, expected EnigmaConfig")
-        if self.args.lambda_ot > 0 and not self._has_reference():
-            raise ValueError(
-                "lambda_ot: the Sinkhorn term needs a reference; pass `peft_config`, or set beta above 0"
-            )
+        for problem in self._problems():
+            raise ValueError(problem)
         self._scores = None
         self._reference_hidden = None
+        self.reward_funcs = [self._shared(function) for function in self.reward_funcs]
+        if self.use_vllm:  # which is given the merged weights, and takes them apart again
+            sync = self.vllm_generation.sync_weights
+            self.vllm_generation.sync_weights = kept_weights(self.accelerator.unwrap_model(self.model))(sync)
+
+    def _problems(self) -> Iterator[str]:
+        """What the model, the data's tools or the launcher bring that would silently change the method, or fail late."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.lambda_ot > 0 and not self._has_reference():
+            yield "lambda_ot: the Sinkhorn term needs a reference; pass `peft_config`, or set beta above 0"
+        dropped = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        if dropped or getattr(model.config.get_text_config(), "attention_dropout", 0):
+            yield "dropout: found some in the model, expected none: it would be noise in every bound; set lora_dropout to 0"
+        if self.tools or self.environment_factories:
+            yield "tools, environment_factory: found some, expected none: a tool's words would count as the policy's"
+        if self.aux_loss_enabled:
+            yield "router_aux_loss_coef: found the model's own, expected 0: packed texts have no router loss; set it to 0"
+        kinds = {weight.dtype for weight in model.parameters()}
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version < 2 and len(kinds) > 1:
+            yield (
+                f"fsdp: found weights of {len(kinds)} dtypes, which FSDP1 cannot hold together; expected FSDP2; set "
+                "fsdp_version to 2"
+            )
+
+    def _shared(self, function):
+        """A reward whose error on one process is raised on all."""
+        if isinstance(function, nn.Module) or is_async_callable(function):
+            return function
+
+        @functools.wraps(function, updated=())
+        def shared(*args, **kwargs):
+            with self._together():
+                return function(*args, **kwargs)
+
+        return shared
+
+    @contextmanager
+    def _together(self):
+        """An error inside is raised on every process: the others would wait in the next reduction for one that has gone."""
+        whole = False
+        try:
+            yield
+            whole = True
+        finally:
+            failed = torch.tensor(float(not whole), device=self.accelerator.device)
+            failed = self.accelerator.reduce(failed, reduction="sum") > 0
+        if failed:
+            raise RuntimeError("another process failed, and says why")
 
     # Sampling: a matched set stays whole.
 
@@ -160,7 +135,7 @@ class EnigmaTrainer(GRPOTrainer):
             self.train_dataset if dataset is None else dataset,
             generations=self.num_generations,
             sets_per_batch=self.args.generation_batch_size // self.args.matched_set_size,
-            repeats=self.num_iterations * self.args.steps_per_generation,
+            repeats=self.args.steps_per_generation,
             shuffle=self.shuffle_dataset,
         )
 
@@ -183,7 +158,8 @@ class EnigmaTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         k = self.args.num_principles
         g = self.num_generations if self.model.training else self.num_generations_eval
-        _check_rows(inputs, k, g)
+        with self._together():
+            check_rows(inputs, k, g)
         output = super()._generate_and_score_completions(inputs)
         position = torch.arange(len(inputs), device=output["completion_ids"].device)
         output["position"] = position
@@ -197,12 +173,7 @@ class EnigmaTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, *args, **kwargs):
         model = self.accelerator.unwrap_model(self.model)
-        if (
-            self.is_fsdp_enabled
-            or self.is_deepspeed_enabled
-            or self.use_vllm
-            or self.use_transformers_continuous_batching
-        ):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
         with merged_adapter(model), shared_prompts(model):
             return super()._generate_single_turn(*args, **kwargs)
@@ -231,9 +202,9 @@ class EnigmaTrainer(GRPOTrainer):
         With `beta` above 0 TRL has just asked for them, under the very same weights.
         """
         if self.beta == 0.0:
-            width = rollouts["completion_ids"].shape[1]
+            longest = rollouts["completion_ids"].shape[1]
             with self.reference_model() as model:
-                logps, _ = self._own_logps(model, *_prompts_and_completions(rollouts), width, entropy=False)
+                logps, _ = self._own_logps(model, *prompts_and_completions(rollouts), longest, entropy=False)
         else:
             logps = rollouts["ref_per_token_logps"]
         return {"reference_logps": logps, "reference_hidden": self._reference_hidden}
@@ -287,17 +258,20 @@ class EnigmaTrainer(GRPOTrainer):
         if self._scores is not None:
             return self._scores.logps, self._scores.entropy, None
         split = input_ids.shape[1] - logits_to_keep
-        prompts = _unpad(input_ids[:, :split], attention_mask[:, :split])
-        completions = _unpad(input_ids[:, split:], attention_mask[:, split:])
+        prompts = unpad(input_ids[:, :split], attention_mask[:, :split])
+        completions = unpad(input_ids[:, split:], attention_mask[:, split:])
         logps, entropies = self._own_logps(model, prompts, completions, logits_to_keep, compute_entropy)
         return logps, entropies, None
 
-    def _own_logps(self, model, prompts, completions, width, entropy) -> tuple[Tensor, Tensor | None]:
-        """Each completion under its own prompt alone, (B, width). Keeps the hidden states for `_reference`."""
+    def _own_logps(self, model, prompts, completions, longest, entropy) -> tuple[Tensor, Tensor | None]:
+        """Each completion under its own prompt alone, (B, longest). Keeps the hidden states for `_reference`."""
         with self.accelerator.autocast():
             scores, cells = own_scores(model, prompts, completions, tuple(self.args.ot_layers), entropy)
-        self._reference_hidden = _width(scores.hidden[cells], width)
-        return _width(scores.logps[cells], width), _width(scores.entropy[cells], width) if entropy else None
+        self._reference_hidden = pad_tokens(scores.hidden[cells], longest)
+        return (
+            pad_tokens(scores.logps[cells], longest),
+            pad_tokens(scores.entropy[cells], longest) if entropy else None,
+        )
 
     # The loss.
 
@@ -428,203 +402,3 @@ class EnigmaTrainer(GRPOTrainer):
         values = self.accelerator.reduce(values, reduction="mean")
         for name, value in zip(names, values.tolist(), strict=True):
             self._metrics[mode][name].append(value)
-
-
-@dataclass
-class MatchedScores:
-    """The matched sets of a batch, B = sets x N completions, N = K x G."""
-
-    logps: Tensor  # (B, T) under the completion's own prompt, with gradient
-    entropy: Tensor  # (B, T)
-    hidden: Tensor | None  # (B, T, layers, d) under the own prompt, with gradient
-    matrix: Tensor | None  # (sets, K, N, T) under every prompt of the set, where asked for
-    mask: Tensor  # (B, T) bool
-    sets: int
-
-
-def score_matched_sets(
-    model, inputs: dict, k: int, *, layers: tuple[int, ...], cross_gradient: bool, cross: bool = True
-) -> MatchedScores:
-    """Score every completion of a batch under every prompt of its matched set.
-
-    `inputs` holds TRL's rollouts, rows ordered by set, then principle, then generation (`set_index` and
-    `principle_index` say so). With `cross_gradient` one packed forward serves all; without it the completions under
-    other prompts, which then are only logged, are scored without gradient, and not at all without `cross`. All values in
-    nats.
-    """
-    prompts, completions = _prompts_and_completions(inputs)
-    b, t = inputs["completion_ids"].shape
-    sets = len(inputs["set_index"].unique())
-    n = b // sets
-    g = n // k
-    _check_order(inputs, sets, k, g)
-    firsts = [prompts[i] for i in range(0, b, g)]
-    row = torch.arange(b, device=inputs["completion_ids"].device)
-    own = (row // g, row % g)
-    if cross_gradient:
-        groups = [list(range(q * n, (q + 1) * n)) for q in range(sets) for _ in range(k)]
-        scores = completion_logprobs(model, firsts, completions, groups, layers=layers, entropy=True)
-        matrix = scores.logps.view(sets, k, n, -1)
-        own = (row // g, row % n)
-    else:
-        groups = [list(range(p * g, (p + 1) * g)) for p in range(sets * k)]
-        scores = completion_logprobs(model, firsts, completions, groups, layers=layers, entropy=True)
-        matrix = _add_cross_scores(model, firsts, completions, scores.logps, sets, k, g) if cross else None
-    return MatchedScores(
-        logps=_width(scores.logps[own], t),
-        entropy=_width(scores.entropy[own], t),
-        hidden=_width(scores.hidden[own], t) if layers else None,
-        matrix=None if matrix is None else _width(matrix, t, dim=3),
-        mask=inputs["completion_mask"].bool(),
-        sets=sets,
-    )
-
-
-@torch.no_grad()
-def _add_cross_scores(model, prompts, completions, own: Tensor, sets: int, k: int, g: int) -> Tensor:
-    """The (sets, K, N, T) matrix from own scores (sets x K, G, T) and a forward without gradient for the others."""
-    n = k * g
-    others = [[q * n + i for i in range(n) if i // g != p] for q in range(sets) for p in range(k)]
-    cross = completion_logprobs(model, prompts, completions, others).logps
-    width = max(cross.shape[-1], own.shape[-1])
-    matrix = own.new_zeros(sets, k, n, width)
-    for p in range(sets * k):
-        q, c = divmod(p, k)
-        mine = torch.arange(c * g, (c + 1) * g)
-        rest = torch.tensor([i - q * n for i in others[p]])
-        matrix[q, c, mine, : own.shape[-1]] = own[p].detach()
-        matrix[q, c, rest, : cross.shape[-1]] = cross[p]
-    return matrix
-
-
-def own_scores(model, prompts, completions, layers, entropy):
-    """Score each completion under its own prompt; equal neighbouring prompts are one.
-
-    Returns the `Scores` and, for indexing them, the row and the slot of each completion.
-    """
-    rows, slots, groups, unique = [], [], [], []
-    for i, prompt in enumerate(prompts):
-        if not unique or not torch.equal(prompt, unique[-1]):
-            unique.append(prompt)
-            groups.append([])
-        rows.append(len(unique) - 1)
-        slots.append(len(groups[-1]))
-        groups[-1].append(i)
-    scores = completion_logprobs(model, unique, completions, groups, layers=layers, entropy=entropy)
-    return scores, (torch.tensor(rows), torch.tensor(slots))
-
-
-def mean_logprob(logps: Tensor, mask: Tensor) -> Tensor:
-    """The training critic: (K, N, T) log-probabilities to (N, K) means over the tokens of `mask` (N, T), nats.
-
-    Source: docs/method.md, section 4 (as the SAMI reference, arXiv 2404.14313).
-    """
-    return ((logps * mask).sum(-1) / mask.sum(-1).clamp(min=1)).T
-
-
-class MatchedSampler(Sampler):
-    """Rows of whole matched sets, each row repeated for its generations. `order` yields indices of sets."""
-
-    def __init__(self, order: Sampler, sets: list[list[int]], generations: int):
-        self.order, self.sets, self.generations = order, sets, generations
-
-    def __iter__(self):
-        for index in self.order:
-            for row in self.sets[index]:
-                yield from [row] * self.generations
-
-    def __len__(self) -> int:
-        return len(self.order) * len(self.sets[0]) * self.generations
-
-
-def matched_sets(dataset, k: int) -> list[list[int]]:
-    """Row indices of each matched set, in order of first appearance.
-
-    Raises:
-        ValueError: no column `matched_set`, or a set that has not exactly K rows.
-    """
-    if "matched_set" not in dataset.column_names:
-        raise ValueError(f"the data set needs a column `matched_set`; found {sorted(dataset.column_names)}")
-    names = dataset["matched_set"]
-    counts = Counter(names)
-    for name, count in counts.items():
-        if count != k:
-            raise ValueError(f"matched_set {name!r} has {count} rows, expected num_principles = {k}")
-    sets: dict = {name: [] for name in counts}
-    for i, name in enumerate(names):
-        sets[name].append(i)
-    return list(sets.values())
-
-
-def regroup(batches: list[dict]) -> list[dict]:
-    """Put shuffled rollouts back in the order of their generation, and split them into as many batches again.
-
-    The Sinkhorn term takes tokens by their place, so the order inside a set counts too: the shuffle differs between
-    processes.
-    """
-    merged = {key: _merge([batch[key] for batch in batches]) for key in batches[0]}
-    order = torch.argsort(merged["position"])
-    return split_tensor_dict({key: _take(value, order) for key, value in merged.items()}, len(batches))
-
-
-def _merge(values: list):
-    if isinstance(values[0], Tensor) and values[0].ndim > 0:
-        return torch.cat(values)
-    if isinstance(values[0], list):
-        return [item for value in values for item in value]
-    return values[0]
-
-
-def _take(value, order: Tensor):
-    if isinstance(value, Tensor) and value.ndim > 0:
-        return value[order]
-    if isinstance(value, list):
-        return [value[i] for i in order.tolist()]
-    return value
-
-
-def _check_rows(rows: list[dict], k: int, g: int) -> None:
-    """A process's share of a generation batch: whole matched sets, each prompt g times in turn.
-
-    Sampler and data loader give just that; a loader that splits batches over processes would cut sets apart.
-    """
-    for start in range(0, len(rows), k * g):
-        block = rows[start : start + k * g]
-        one = len(block) == k * g and len({row["matched_set"] for row in block}) == 1
-        same_as_before = [a["prompt"] == b["prompt"] for a, b in pairwise(block)]
-        if not one or same_as_before != [i % g > 0 for i in range(1, k * g)]:
-            raise ValueError(
-                f"generation batch: rows {start} to {start + len(block) - 1} are not one matched set of {k} prompts x "
-                f"{g} generations; leave split_batches and dispatch_batches of accelerator_config alone, and make "
-                f"per_device_eval_batch_size a multiple of {k * g}"
-            )
-
-
-def _check_order(inputs: dict, sets: int, k: int, g: int) -> None:
-    found = inputs["set_index"], inputs["principle_index"]
-    principles = torch.arange(k, device=found[1].device).repeat_interleave(g).repeat(sets)
-    if not torch.equal(found[0], found[0].unique().repeat_interleave(k * g)) or not torch.equal(
-        found[1], principles
-    ):
-        raise ValueError("a matched set was split or shuffled: every batch must hold whole sets in order")
-
-
-def _prompts_and_completions(inputs: dict) -> tuple[list[Tensor], list[Tensor]]:
-    return (
-        _unpad(inputs["prompt_ids"], inputs["prompt_mask"]),
-        _unpad(inputs["completion_ids"], inputs["completion_mask"]),
-    )
-
-
-def _unpad(ids: Tensor, mask: Tensor) -> list[Tensor]:
-    return [row[keep] for row, keep in zip(ids, mask.bool(), strict=True)]
-
-
-def _width(values: Tensor, t: int, dim: int = 1) -> Tensor:
-    """Pad the token dimension with zeros to the batch's own width."""
-    missing = t - values.shape[dim]
-    if missing == 0:
-        return values
-    shape = list(values.shape)
-    shape[dim] = missing
-    return torch.cat([values, values.new_zeros(shape)], dim=dim)

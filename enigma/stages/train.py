@@ -233,8 +233,9 @@ def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder)
 
     from enigma.llm import prompts, rewards
     from enigma.llm.callbacks import Probe, Watch
+    from enigma.llm.config import EnigmaConfig
     from enigma.llm.loading import load_model, model_dtype
-    from enigma.llm.trainer import EnigmaConfig, EnigmaTrainer
+    from enigma.llm.trainer import EnigmaTrainer
     from enigma.method.rewards import strict_format_reward
 
     spec, own = profile.trainer, arm_settings(profile, arm)
