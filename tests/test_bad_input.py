@@ -126,7 +126,9 @@ def whole_model(folder):
     for name, value in (("config.json", config), ("tokenizer.json", {}), ("tokenizer_config.json", {})):
         (folder / name).write_text(json.dumps(value))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    save_file({"weight": np.zeros((8, 8), np.float32)}, folder / "model.safetensors")
+    layer = "model.layers.0.self_attn"
+    weights = {f"{layer}.{name}.weight": np.zeros((8, 8), np.float32) for name in ("q_proj", "v_proj")}
+    save_file(weights, folder / "model.safetensors")
 
 
 def without(name):
@@ -200,6 +202,14 @@ CASES = [
         "trainer.learning_rate: found nan",
         "finite",
     ),
+    ("a number without end", text(f"name: {10**4000}"), "mine.yaml: name: found 1000"),
+    (
+        "more steps than there are",
+        key("trainer.max_steps", 10**400),
+        "trainer.max_steps: found 1000",
+        "less than",
+    ),
+    ("a launcher", key("trainer.launcher", "bash -c 'touch x'"), "trainer.launcher: unknown key", "--launch"),
     ("a negative seed", key("seeds.data", -1), "seeds.data: found -1", "greater than or equal to 0"),
     ("a lone surrogate", text('name: "\\ud800"\n'), "name: found '\\ud800'"),
     ("a name that climbs", key("name", "../smoke"), "name: found '../smoke'", "matches"),
@@ -403,6 +413,17 @@ CASES = [
         "model: a missing shard",
         model(put("model.safetensors.index.json", {"weight_map": {"a": "model-2.safetensors"}})),
         "found no file 'model-2.safetensors'",
+    ),
+    (
+        "model: a layer that it has not",
+        key("trainer.lora.target_modules", ["q_proj", "v_porj"]),
+        "trainer.lora.target_modules: found 'v_porj'",
+        "q_proj",
+    ),
+    (
+        "model: quantised",
+        model(put("config.json", {"model_type": "llama", "quantization_config": {"a": 1}})),
+        "quantised",
     ),
     (
         "model: a shard elsewhere",

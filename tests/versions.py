@@ -22,19 +22,23 @@ ROOTS = ("pieces", "measure")  # where a stage's own rows come from; `tables` is
 
 @functools.cache
 def current() -> dict:
-    """{kind: {"version": number, "code": {module: hash}}}."""
-    return {kind: {"version": number, "code": _code(kind)} for kind, number in VERSIONS.items()}
+    """{"kinds": {kind: {"version": number, "own": hash of the stage's part}}, "modules": {module: hash}}."""
+    kinds = {
+        kind: {"version": number, "own": _hash(_reachable(_tree(f"stages.{kind}")))}
+        for kind, number in VERSIONS.items()
+    }
+    modules = sorted(set().union(*map(modules_of, VERSIONS)))
+    return {"kinds": kinds, "modules": {name: _hash(_tree(name)) for name in modules}}
 
 
-def _code(kind: str) -> dict[str, str]:
-    """Hashes of the stage's own functions that make rows, and of all modules that they import, directly or not."""
-    own = f"stages.{kind}"
-    found, waiting = {}, [(own, _reachable(_tree(own)))]
+@functools.cache
+def modules_of(kind: str) -> frozenset[str]:
+    """All modules that the row-making part of a stage imports, directly or not."""
+    found, waiting = set(), _imports(_reachable(_tree(f"stages.{kind}")))
     while waiting:
-        name, nodes = waiting.pop()
-        found[name] = _hash(nodes)
-        waiting += [(other, _tree(other)) for other in sorted(_imports(nodes) - found.keys())]
-    return dict(sorted(found.items()))
+        found.add(name := waiting.pop())
+        waiting |= _imports(_tree(name)) - found
+    return frozenset(found)
 
 
 def _tree(module: str) -> list[ast.stmt]:

@@ -152,7 +152,8 @@ def plain(value):
 
 def file_hash(path: Path | str) -> str:
     """sha256 of a file's bytes, in hex."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, keys: Sequence[str] = ()) -> dict:

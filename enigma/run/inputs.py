@@ -10,7 +10,7 @@ import importlib.util
 from enigma.data.principles import Principle, load_pool
 from enigma.data.questions import check_questions
 from enigma.errors import InputError
-from enigma.llm.loading import check_model
+from enigma.llm.check import check_model
 from enigma.profile import Profile
 from enigma.stages.train import arm_settings
 from enigma.tasks.catalogue import check_data
@@ -32,7 +32,7 @@ def check_inputs(profile: Profile) -> list[Principle]:
         profile.questions, {"select": profile.sufficiency.questions, "train": 1, "heldout": heldout}
     )
     check_data(profile.benchmarks.tasks)
-    check_model(profile.model)
+    check_model(profile.model, tuple(profile.trainer.lora.target_modules))
     for needed, where in (
         (profile.trainer.report_to, "trainer.report_to"),
         (_rollouts(profile), "trainer.rollouts"),

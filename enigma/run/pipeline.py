@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from enigma.errors import InputError
-from enigma.llm.loading import cache_folder
+from enigma.llm.fetch import cache_folder
 from enigma.profile import load_profile
 from enigma.record.files import DiskFull, atomic_write_text, remove_leftovers
 from enigma.record.licences import licences
