@@ -4,6 +4,7 @@
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes
 # make verify      make the published tables again from their rows and check every file
+# make docs        fill the numbers of README.md and docs/ from what is committed
 # make bench       time and memory of the trainer against named peers, into benchmarks/
 # make lab         JupyterLab on a scratch copy of the notebooks, in lab/
 # make clean       remove the environment and what tools left behind; results stay
@@ -25,7 +26,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 
-.PHONY: reproduce setup test smoke verify bench lab clean
+.PHONY: reproduce setup test smoke verify docs bench lab clean
 
 reproduce: setup
 	$(RUN) -m enigma run $(PROFILE) $(if $(LAUNCH),--launch "$(LAUNCH)") $(if $(JOBS),--jobs $(JOBS))
@@ -57,6 +58,10 @@ smoke: setup
 
 verify: setup
 	$(RUN) -m enigma verify $(PROFILE)
+
+docs: setup
+	$(RUN) scripts/readme.py
+	$(RUN) docs/loop.py
 
 bench: setup
 	$(RUN) -m benchmarks

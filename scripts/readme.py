@@ -11,12 +11,14 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from enigma.record.cells import interval_text, markdown_table, read_csv
 from enigma.stages import claims
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- measured:(\w+)(?: (\w+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Block and table below results/reference/PROFILE: its columns; a column with an interval shows it.
 TABLES = {
@@ -37,11 +39,17 @@ MEASURED = {
 
 def compact(frame: pd.DataFrame) -> str:
     """A Markdown table without padding."""
-    return re.sub(r":?-{3,}", "---", re.sub(r" +\|", " |", markdown_table(frame)))
+    frame = frame.map(lambda cell: ("yes" if cell else "no") if isinstance(cell, bool | np.bool_) else cell)
+    text = markdown_table(frame.rename(columns=lambda name: name.replace("_", " ")))
+    return re.sub(r":?-{3,}", "---", re.sub(r" +\|", " |", text))
+
+
+def read(root: Path, profile: str, name: str) -> pd.DataFrame:
+    return read_csv(root / "results/reference" / profile / "tables" / f"{name}.csv", [])
 
 
 def table(root: Path, profile: str, name: str) -> str:
-    frame = read_csv(root / "results/reference" / profile / "tables" / f"{name}.csv", [])
+    frame = read(root, profile, name)
     shown = frame[TABLES[name].split()].copy()
     for column in shown:
         ends = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
@@ -50,50 +58,42 @@ def table(root: Path, profile: str, name: str) -> str:
             shown[column] = [interval_text(*numbers) for numbers in found]
         elif not pd.api.types.is_numeric_dtype(shown[column]):
             shown[column] = shown[column].fillna("")
-    return compact(shown.rename(columns=lambda column: column.replace("_", " ")))
+    return compact(shown)
 
 
 def rules(root: Path, profile: str) -> str:
-    rows = [[each.id, each.text, each.source, each.rule] for each in claims.REGISTRY]
-    return compact(pd.DataFrame(rows, columns=["id", "claim", "source", "rule"]))
+    rows = [{"id": c.id, "claim": c.text, "source": c.source, "rule": c.rule} for c in claims.REGISTRY]
+    return compact(pd.DataFrame(rows))
 
 
 def verdicts(root: Path, profile: str) -> str:
-    found = read_csv(root / "results/reference" / profile / "tables/claims.csv", [])["verdict"].tolist()
+    found = read(root, profile, "claims")["verdict"].tolist()
     order = (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNDECIDED, claims.NOT_TESTED)
     return ", ".join(f"{each.removesuffix(' at this size')} {found.count(each)}" for each in order)
 
 
-def costs(root: Path, profile: str) -> str:
-    record = _json(root, f"results/reference/{profile}/run.json")
-    stages, machine = record["stages"].values(), record["machine"]
-    minutes, peak = sum(s["seconds"] for s in stages) / 60, max(s["peak_memory_gb"] for s in stages)
-    tests = root / "benchmarks/tests.json"
-    more = f", `make test` {_json(root, tests)['minutes']:.0f} minutes" if tests.is_file() else ""
-    return (
-        f"Measured on {machine['cores']} cores ({machine['processor']}), set-up not counted: `make reproduce` {minutes:.0f} "
-        f"minutes and {peak:.1f} GB at its peak{more}."
-    )
-
-
 def stages(root: Path, profile: str) -> str:
-    found = _json(root, f"results/reference/{profile}/run.json")["stages"]
+    found = json.loads((root / "results/reference" / profile / "run.json").read_bytes())["stages"]
     rows = [[name, stage["seconds"] / 60, stage["peak_memory_gb"]] for name, stage in found.items()]
     rows.append(["all", sum(row[1] for row in rows), max(row[2] for row in rows)])
     return compact(pd.DataFrame(rows, columns=["stage", "minutes", "peak memory, GB"]).round(1))
 
 
+def costs(root: Path, profile: str) -> str:
+    record = json.loads((root / "results/reference" / profile / "run.json").read_bytes())
+    done, on, tests = record["stages"].values(), record["machine"], root / "benchmarks/tests.json"
+    minutes, peak = sum(one["seconds"] for one in done) / 60, max(one["peak_memory_gb"] for one in done)
+    where = f"Measured on {on['cores']} cores ({on['processor']}), set-up not counted"
+    more = f"; `make test` {json.loads(tests.read_bytes())['minutes']:.0f} minutes" if tests.is_file() else ""
+    return f"{where}: `make reproduce` {minutes:.0f} minutes and {peak:.1f} GB at its peak{more}."
+
+
 def measured(root: Path, file: str, part: str, columns: str = "") -> str:
     """Rows of a JSON file below benchmarks/, and the machine that they are of."""
-    found = _json(root, f"benchmarks/{file}.json")
+    found = json.loads((root / "benchmarks" / f"{file}.json").read_bytes())
     rows, on = pd.DataFrame(found[part]).round(2), found["machine"]
-    shown = rows[columns.split()] if columns else rows
     end = f"{on['device']}, {on['threads']} threads, {on['dtype']}, torch {on['torch']}, TRL {on['trl']}."
-    return f"{compact(shown.rename(columns=lambda name: name.replace('_', ' ')))}\n{end}"
-
-
-def _json(root: Path, path) -> dict:
-    return json.loads((root / path).read_text(encoding="utf-8"))
+    return f"{compact(rows[columns.split()] if columns else rows)}\n{end}"
 
 
 BLOCKS = {name: partial(table, name=name) for name in TABLES}
@@ -116,12 +116,8 @@ def fill(text: str, root: Path = ROOT) -> tuple[str, list[str]]:
     return BLOCK.sub(block, text), absent
 
 
-def pages(root: Path = ROOT) -> list[Path]:
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
-
-
 if __name__ == "__main__":
-    for page in pages():
+    for page in PAGES:
         text, absent = fill(page.read_text(encoding="utf-8"))
         page.write_text(text, encoding="utf-8")
         print(page.relative_to(ROOT), *absent, sep="\n  ")
