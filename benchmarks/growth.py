@@ -1,8 +1,8 @@
 """`python -m benchmarks.growth`: what a step costs against model size, K, T, completions and processes.
 
 Tiny random Llamas with LoRA on one core, each size of a step changed alone. The measured seconds are compared with the
-operations that `enigma.run.costs` counts, by one rate for all points; what a layer keeps for the backward pass is counted
-tensor by tensor. `enigma.run.costs` then says what that means for 8B and 70B. Writes benchmarks/growth.json and docs/growth.png.
+operations that `enigma.run.gpu_costs` counts, by one rate for all points; what a layer keeps for the backward pass is counted
+tensor by tensor. `enigma.run.gpu_costs` then says what that means for 8B and 70B. Writes benchmarks/growth.json and docs/growth.png.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from enigma.llm.matched_sets import own_scores, score_matched_sets
 from enigma.profile import load_profile
 from enigma.record.results import atomic_write_bytes, atomic_write_json
-from enigma.run import costs
+from enigma.run import gpu_costs as costs
 
 HERE = Path(__file__).parent
 BASE = {"width": 256, "k": 2, "tokens": 64, "sets": 1, "processes": 1}
@@ -117,7 +117,7 @@ def point(width: int, k: int, tokens: int, sets: int, processes: int) -> dict:
 
 
 def counted(width: int, k: int, tokens: int, sets: int, processes: int) -> dict:
-    """Operations of the update and of the reference by `enigma.run.costs`, as seconds at its assumed rate."""
+    """Operations of the update and of the reference by `enigma.run.gpu_costs`, as seconds at its assumed rate."""
     parameters = sum(
         p.numel() for n, p in model(width).named_parameters() if "lora" not in n and "embed" not in n
     )
@@ -191,7 +191,7 @@ def measure() -> dict:
 
 
 def large() -> list[dict]:
-    """The paper profile's step by `enigma.run.costs`, for larger models on one or eight GPUs."""
+    """The paper profile's step by `enigma.run.gpu_costs`, for larger models on one or eight GPUs."""
     spec, rows = load_profile("paper").trainer, []
     for name, processes, sharded in (
         ("google/gemma-3-1b-it", 1, False),

@@ -44,7 +44,8 @@ Text = Annotated[str, Field(min_length=1)]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 FolderName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 ArmName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+# A name that lm-eval knows, or the path of a YAML file.
+TaskName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|[^\x00-\x1f]{1,1000}\.ya?ml)$")]
 
 
 class Section(BaseModel):
@@ -310,6 +311,17 @@ def _anchor_paths(data: dict, folder: Path) -> None:
             continue
         if source in (None, spec.get("source")):
             spec[key] = str(folder / os.path.expanduser(spec[key]))
+    spec = data.get("benchmarks")
+    if isinstance(spec, dict) and isinstance(spec.get("tasks"), list):
+        spec["tasks"] = [_task_path(name, folder) for name in spec["tasks"]]
+        if isinstance(spec.get("limit"), dict):
+            spec["limit"] = {_task_path(name, folder): limit for name, limit in spec["limit"].items()}
+
+
+def _task_path(name, folder: Path):
+    """The path of a user's task; a name of lm-eval's stays as it is."""
+    named = isinstance(name, str) and name.endswith((".yaml", ".yml"))
+    return str(folder / os.path.expanduser(name)) if named else name
 
 
 def _check_files(path: Path, profile: Profile) -> None:

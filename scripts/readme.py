@@ -34,6 +34,16 @@ MEASURED = {
     "benchmarks": ("cpu", "rows", "name seconds peer_seconds memory_gb peer_memory_gb ratio target met"),
     "kernels": ("cpu", "kernels"),
     "geometry_cost": ("geometry_cpu", "rows", "name value target met"),
+    "growth": (
+        "growth",
+        "rows",
+        "varied width k tokens sets processes update update_by_model reference reference_by_model",
+    ),
+    "growth_large": (
+        "growth",
+        "large",
+        "model gpus checkpointing sampling reference update seconds memory_gb",
+    ),
 }
 
 
@@ -89,11 +99,11 @@ def costs(root: Path, profile: str) -> str:
 
 
 def measured(root: Path, file: str, part: str, columns: str = "") -> str:
-    """Rows of a JSON file below benchmarks/, and the machine that they are of."""
+    """Rows of a JSON file below benchmarks/, and the machine that they are of where it says so."""
     found = json.loads((root / "benchmarks" / f"{file}.json").read_bytes())
-    rows, on = pd.DataFrame(found[part]).round(2), found["machine"]
-    end = f"{on['device']}, {on['threads']} threads, {on['dtype']}, torch {on['torch']}, TRL {on['trl']}."
-    return f"{compact(rows[columns.split()] if columns else rows)}\n{end}"
+    rows, on = pd.DataFrame(found[part]).round(2), found.get("machine")
+    end = f"\n{on['device']}, {on['threads']} threads, {on['dtype']}, TRL {on['trl']}." if on else ""
+    return compact(rows[columns.split()] if columns else rows) + end
 
 
 BLOCKS = {name: partial(table, name=name) for name in TABLES}

@@ -128,9 +128,16 @@ def _user_task(manager, name: str):
             f"benchmarks.tasks: {name} holds code; expected plain YAML; add --allow-code to run it"
         )
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     with tempfile.TemporaryDirectory() as scratch:
         included = {"include": str(Path(name).resolve()), "task": Path(name).stem, "tag": None}
+        data = load_yaml(Path(name), resolve_func=False).get("dataset_kwargs") or {}
+        if isinstance(
+            files := data.get("data_files"), dict
+        ):  # they lie beside the task, wherever the run is started
+            beside = {split: str(Path(name).resolve().parent / file) for split, file in files.items()}
+            included["dataset_kwargs"] = data | {"data_files": beside}
         (Path(scratch) / Path(name).name).write_text(yaml.safe_dump(included), encoding="utf-8")
         own = TaskManager(include_path=scratch, include_defaults=False)
         return next(iter(own.load([Path(name).stem])["tasks"].values()))

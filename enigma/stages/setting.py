@@ -83,5 +83,5 @@ def _here(profile: Profile) -> dict[str, str]:
         "principles": f"pool {pool if pool == 'default' else Path(pool).name}, sets of {profile.principles.set_size}: {', '.join(profile.sets())}",
         "Sufficiency Index": f"information / log K, Rao-Blackwellised, over the reasoning span, {stage.questions} questions, "
         f"completions for each principle: {stage.samples}",
-        "benchmarks": f"{', '.join(profile.benchmarks.tasks)}; {each}",
+        "benchmarks": f"{', '.join(Path(task).stem for task in profile.benchmarks.tasks)}; {each}",
     }

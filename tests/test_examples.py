@@ -1,0 +1,77 @@
+"""What the README shows for a user's own things works: principles, model, reward, task, and the trainer in a script."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+
+from enigma.__main__ import main
+from enigma.profile import load_profile
+from enigma.record.results import Results
+from enigma.stages import benchmark, select, train
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "tests" / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def mine(tmp_path, toy_model, toy_tokenizer, monkeypatch):
+    """The examples with a model beside them, far from the working directory."""
+    shutil.copytree(EXAMPLES, tmp_path / "mine")
+    toy_model().save_pretrained(tmp_path / "mine" / "my_model")
+    toy_tokenizer.save_pretrained(tmp_path / "mine" / "my_model")
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENIGMA_ALLOW_CODE", raising=False)
+    return tmp_path / "mine" / "my_profile.yaml"
+
+
+def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENIGMA_ALLOW_CODE", "1")
+    assert main(["check", str(mine)]) == 0
+    profile = load_profile(mine)
+    results = Results(profile, tmp_path / "results")
+    chosen = select.run(profile, results)["selection"]
+    assert set(chosen["principle"]) <= {
+        "think-of-beginners",
+        "count-the-cost",
+        "give-two-sides",
+        "thank-the-person",
+    }
+    steps = train.run(profile, results)["training"].query("arm == 'mine'")
+    assert len(steps) == 2 and steps["reward_principle"].between(0, 1).all()
+    scores = benchmark.run(profile, results)["benchmarks"].query("task == 'my_task'")
+    assert set(scores["arm"]) == {"base", "grpo", "mine"} and {"acc", "margin"} <= set(scores["metric"])
+
+
+def test_own_code_runs_only_where_it_is_allowed(mine, capsys):
+    assert main(["check", str(mine)]) == 2
+    assert "--allow-code" in capsys.readouterr().err
+
+
+def test_own_principles_are_ranked_in_one_command(tmp_path, capsys):
+    command = re.search(r"enigma (select \S+)", README)[1].split()
+    assert main([command[0], str(ROOT / command[1]), "--profile", "smoke", "--results", str(tmp_path)]) == 0
+    assert "count-the-cost" in capsys.readouterr().out
+
+
+def test_the_trainer_runs_in_the_script_of_the_readme(tmp_path, toy_model, toy_tokenizer, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    toy_model().save_pretrained(tmp_path / "model")
+    toy_tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(code.replace("embedded_folder()", "'model'"), encoding="utf-8")
+    logged = runpy.run_path("script.py")["trainer"].state.log_history[0]
+    assert {"loss/grpo", "loss/sami", "loss/ot", "ot/divergence"} <= logged.keys()
+
+
+def test_every_command_of_the_readme_is_one(capsys):
+    assert main(["--help"]) == 0
+    there = set(re.findall(r"^  (\w+) ", capsys.readouterr().out.partition("Commands:")[2], re.MULTILINE))
+    named = set(re.findall(r"(?:^|`|-m )enigma (\w+)", README, re.MULTILINE))
+    assert named and named <= there
