@@ -69,7 +69,6 @@ def trainer(profile, kind: type, k: int):
         per_device_train_batch_size=spec.per_device_train_batch_size,
         num_generations=spec.num_generations,
         max_completion_length=spec.max_completion_length,
-        generation_kwargs={"min_new_tokens": spec.max_completion_length},
         beta=spec.beta,
         bf16=model.dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
@@ -109,6 +108,9 @@ def trainer(profile, kind: type, k: int):
     for name, weight in made.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=1e-3)
+    # No completion ends before the limit.
+    made.eos_token_ids = []
+    made.generation_config.min_new_tokens = spec.max_completion_length
     made.create_optimizer()
     made.model.train()
     made.current_gradient_accumulation_steps = 1

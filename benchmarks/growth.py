@@ -22,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from enigma.llm.matched_sets import own_scores, score_matched_sets
+from enigma.llm.sampling import draw_completions
 from enigma.profile import load_profile
 from enigma.record.results import atomic_write_bytes, atomic_write_json
 from enigma.run import gpu_costs as costs
@@ -99,15 +100,7 @@ def point(width: int, k: int, tokens: int, sets: int, processes: int) -> dict:
             )
 
     def sampling():
-        mine.generate(
-            input_ids=batch["prompt_ids"],
-            attention_mask=batch["prompt_mask"],
-            do_sample=True,
-            top_k=0,
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            pad_token_id=0,
-        )
+        draw_completions(mine, batch["prompt_ids"].tolist(), tokens, ends=())
 
     found = dict(zip(PHASES, map(seconds, (update, reference, sampling)), strict=True))
     return {

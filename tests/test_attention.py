@@ -4,9 +4,10 @@ import pytest
 import torch
 from test_scoring import SIZES, build, dense, ragged, relative
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from enigma.llm import head
+from enigma.llm import flex, head
 from enigma.llm import packing as attention
 from enigma.llm.packing import NAME, Packing, _Join, _Split
 from enigma.llm.scoring import _pack, completion_logprobs
@@ -53,6 +54,41 @@ def test_the_masks_are_those_of_each_text_by_itself(window):
                     found[query[text, i], key[text, j]] = True
         assert mask.any(-1).all(), "a row without any key would be NaN"
     assert torch.equal(found, expected)
+    sees = flex.block_mask(made, window).mask_mod
+    every = torch.arange(12)
+    assert torch.equal(sees(0, 0, every[:, None], every), expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_the_tree_as_a_mask_of_flexattention_gives_the_same(kind, monkeypatch):
+    """Without compiling, in blocks smaller than the texts; only the values, since torch has no backward pass for it here."""
+    monkeypatch.setattr(flex, "BLOCK", 4)
+    monkeypatch.setattr(flex, "_kernel", lambda: flex_attention)
+    model = build(kind).eval()
+    with torch.no_grad():
+        expected = completion_logprobs(model, *ragged()).logps
+        monkeypatch.setattr(attention.Packing, "attend", through_flex)
+        found = completion_logprobs(model, *ragged()).logps
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def through_flex(packing, module, query, key, value, window, dropout=0.0, scaling=None):
+    return flex.attend(packing, query, key, value, window, scaling)
+
+
+def test_no_pair_of_blocks_that_see_each_other_is_left_out(monkeypatch):
+    monkeypatch.setattr(flex, "BLOCK", 4)
+    made = packing()
+    n = len(made.line)
+    for window in (None, 4):
+        mask = flex.block_mask(made, window)
+        seen = mask.mask_mod(0, 0, torch.arange(n)[:, None], torch.arange(n))
+        blocks = (
+            torch.nn.functional.pad(seen, (0, -n % 4, 0, -n % 4)).unflatten(0, (-1, 4)).unflatten(2, (-1, 4))
+        )
+        needed, listed = blocks.any(3).any(1), mask.to_dense()[0, 0].bool()
+        assert (listed | ~needed).all()
+        assert listed.float().mean() < 0.8, "and most of what is hidden is"
 
 
 def test_outside_packed_texts_the_model_is_what_it_was():

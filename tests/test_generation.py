@@ -3,9 +3,10 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from scipy.stats import chi2
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from enigma.llm.sampling import kept_weights, merged_adapter, prompt_cache, shared_prompts
+from enigma.llm.sampling import Writer, draw_completions, kept_weights, merged_adapter
 
 
 def gemma(toy_tokenizer):
@@ -27,34 +28,78 @@ def gemma(toy_tokenizer):
     return Gemma3ForCausalLM(config)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "lora"])
-def test_equal_prompts_are_computed_once_and_nothing_changes(kind, toy_model, toy_tokenizer):
-    model = (gemma(toy_tokenizer) if kind == "gemma3" else toy_model()).eval()
+LONG, SHORT, OTHER = list(range(10, 34)), list(range(10, 20)), [*range(10, 19), 40, 41]
+BATCHES = {
+    "siblings": [LONG, SHORT, LONG, LONG, OTHER],
+    "one prompt": [LONG, LONG],
+    "nothing shared": [LONG, [5, 6]],
+    "one token": [[5], [7, 8, 9], [5]],
+}
+
+
+def some_model(kind, toy_model, toy_tokenizer):
+    model = gemma(toy_tokenizer) if kind == "gemma3" else toy_model()
     if kind == "lora":
-        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
-    prompts = ["a long question that has many words", "short", "a long question that has many words", "short"]
-    batch = toy_tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    return model.eval()
 
-    def sample(**more):
-        torch.manual_seed(7)
-        options = dict(max_new_tokens=12, min_new_tokens=12, do_sample=True, output_logits=True)
-        return model.generate(**batch, **options, return_dict_in_generate=True, **more)
 
-    seen = []
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda module, args, output: seen.append(args[0].shape)
+@pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "lora"])
+@torch.no_grad()
+def test_every_token_has_the_probability_of_a_dense_forward(kind, prompts, toy_model, toy_tokenizer):
+    """At every step, also where the stored keys have grown and after rows have left, in whatever order."""
+    model = some_model(kind, toy_model, toy_tokenizer)
+    writer, texts = Writer(model, prompts), [list(prompt) for prompt in prompts]
+    generator = torch.Generator().manual_seed(3)
+    for step in range(70):
+        logits = writer.step(torch.tensor([text[-1] for text in texts]))
+        if step in (0, 1, 4, 64, 69):
+            for found, text in zip(logits, texts, strict=True):
+                expected = model(input_ids=torch.tensor([text])).logits[0, -1]
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        if step == 3 and len(texts) > 1:
+            going = torch.arange(len(texts)) != len(texts) // 2
+            writer.keep(going)
+            texts = [text for text, goes in zip(texts, going, strict=True) if goes]
+        for text in texts:
+            text.append(int(torch.randint(2, 90, (1,), generator=generator)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "lora"])
+def test_the_draws_are_those_of_transformers_and_prompts_are_read_once(kind, toy_model, toy_tokenizer):
+    model = some_model(kind, toy_model, toy_tokenizer)
+    prompts = [LONG, SHORT, LONG, SHORT, LONG, LONG]
+    batch = toy_tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    ends = list(range(2, 12))  # so many that rows end soon, each at its own time
+    torch.manual_seed(7)
+    plain = model.generate(
+        **batch, max_new_tokens=12, do_sample=True, top_k=0, eos_token_id=ends, pad_token_id=0
     )
-    plain = sample()
-    seen.clear()
-    cached = sample(past_key_values=prompt_cache(model, **batch))
-    assert seen[0] == (2, batch["input_ids"].shape[1] - 1) and all(shape == (4, 1) for shape in seen[1:])
-    hook.remove()
-    with shared_prompts(model):
-        inside = sample()
-    assert "generate" not in vars(model)
-    for found in (cached, inside):
-        assert torch.equal(found.sequences, plain.sequences)
-        assert torch.allclose(torch.stack(found.logits), torch.stack(plain.logits), rtol=1e-4, atol=1e-5)
+    plain = plain[:, len(LONG) :].tolist()
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, _: seen.append(args[0].numel()))
+    torch.manual_seed(7)
+    drawn = draw_completions(model, prompts, 12, ends)
+    assert [one + [0] * (len(plain[0]) - len(one)) for one in drawn] == plain
+    assert len({len(one) for one in drawn}) > 1
+    assert seen[:2] == [len(LONG) - 1, len(prompts)], "what the short prompt has is all in the long one"
+    assert seen[1:] == sorted(seen[1:], reverse=True) and seen[-1] < len(prompts), "rows leave the batch"
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(toy_model):
+    """Pearson's statistic over 4,000 first tokens against its 0.1 % quantile, rare tokens together."""
+    model, prompt = toy_model().eval(), LONG
+    torch.manual_seed(0)
+    first = torch.tensor(draw_completions(model, [prompt] * 4000, 1, ())).flatten()
+    with torch.no_grad():
+        expected = 4000 * torch.softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1], dim=-1)
+    count = torch.bincount(first, minlength=len(expected)).float()
+    common = expected >= 5
+    assert common.sum() >= 3
+    pairs = [(count[common], expected[common]), (count[~common].sum(), expected[~common].sum())]
+    statistic = sum(float(((found - likely) ** 2 / likely).sum()) for found, likely in pairs)
+    assert statistic < chi2.ppf(0.999, int(common.sum()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,7 +2,8 @@
 
 The line holds what all prompts share, then the rest of each prompt, then the completions under each prompt (see
 `enigma.llm.scoring`). A mask over the whole line would give the same values, but most of it is hidden. Here each level of the
-tree is attended to by itself, by torch's own kernel, and no hidden cell is computed.
+tree is attended to by itself, by torch's own kernel, and no hidden cell is computed. Large batches on a GPU go by
+`enigma.llm.flex`.
 
 `install` makes this a model's attention, by transformers' `AttentionInterface`. Without a packing in the call it is
 transformers' `sdpa`. Source: our choice.
@@ -11,6 +12,7 @@ transformers' `sdpa`. Source: our choice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from enigma.llm import flex
+
 NAME = "sdpa_packed"
+FLEX_CELLS = 2**26  # of a layer's masks, from which on a GPU has no room for them
 
 
 class Packing:
@@ -31,24 +36,45 @@ class Packing:
     """
 
     def __init__(self, lengths: list[Tensor]):
-        self.valid, self.position = (
-            [],
-            [],
-        )  # of each level, (n, longest): a token or padding; its place in its whole text
+        # Of each level, (n, longest): a token or padding; its place in its whole text.
+        self.valid, self.position = [], []
         begin = lengths[0].new_zeros(1)
         for length in lengths:
-            begin = _children(begin, len(length))
+            begin = children(begin, len(length))
             at = torch.arange(int(length.max()), device=length.device)
             self.valid.append(at < length[:, None])
             self.position.append(torch.where(self.valid[-1], begin[:, None] + at, 0))
             begin = begin + length
-        self.line = torch.cat(
-            [at[valid] for at, valid in zip(self.position, self.valid, strict=True)]
-        )  # (L,) positions
+        levels = list(zip(self.position, self.valid, strict=True))
+        self.line = torch.cat([at[valid] for at, valid in levels])  # (L,) positions
+        keys = accumulate(valid.shape[1] for valid in self.valid)
+        self.mask_cells = sum(valid.numel() * seen for valid, seen in zip(self.valid, keys, strict=True))
         self.sizes = [int(length.sum()) for length in lengths]
         self.cells = [valid.flatten().nonzero()[:, 0] for valid in self.valid]
         self._masks: dict = {}
         self.used = False
+
+    def attend(
+        self, module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options
+    ) -> Tensor:
+        """Queries (L, H, D), keys and values (L, H', D) of the line to (L, H, D), level by level."""
+        if query.is_cuda and self.mask_cells > FLEX_CELLS and not options.get("dropout"):
+            return flex.attend(self, query, key, value, window, options.get("scaling"))
+        levels = zip(*(_Split.apply(x, self) for x in (query, key, value)), strict=True)
+        keys = values = None
+        made = []
+        for level, mask in zip(levels, self.masks(window), strict=True):
+            query, key, value = (x.transpose(1, 2) for x in level)
+            keys, values = (
+                own if before is None else torch.cat([children(before, len(own)), own], dim=2)
+                for before, own in ((keys, key), (values, value))
+            )
+            made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
+        return _Join.apply(self, *made)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(L, H, D) to the levels (n, longest, H, D), zero where a text is shorter."""
+        return _split(x, self)
 
     def masks(self, window: int | None) -> list[Tensor]:
         """For each level (n, 1, own, keys) bool: the keys are those of the texts that it continues, and its own."""
@@ -62,7 +88,7 @@ class Packing:
         for valid, query in zip(self.valid, self.position, strict=True):
             known, key = (
                 torch.cat(pair, dim=1)
-                for pair in ((_children(known, len(valid)), valid), (_children(key, len(query)), query))
+                for pair in ((children(known, len(valid)), valid), (children(key, len(query)), query))
             )
             own = query.shape[1]
             visible = known[:, None, :].repeat(1, own, 1)
@@ -74,7 +100,7 @@ class Packing:
             yield visible[:, None]
 
 
-def _children(values: Tensor, count: int) -> Tensor:
+def children(values: Tensor, count: int) -> Tensor:
     """(n, ...) to (count, ...): each text's values for every text that continues it."""
     return values[:, None].expand(-1, count // len(values), *values.shape[1:]).flatten(0, 1)
 
@@ -87,17 +113,16 @@ def packed_attention(module, query, key, value, attention_mask, packing: Packing
         raise ValueError(f"{type(module).__name__} caps attention scores, which packed texts do not support")
     packing.used = True
     options = {name: kwargs[name] for name in ("dropout", "scaling") if name in kwargs}
-    levels = zip(*(_Split.apply(x[0].transpose(0, 1), packing) for x in (query, key, value)), strict=True)
-    keys = values = None
-    made = []
-    for level, mask in zip(levels, packing.masks(kwargs.get("sliding_window")), strict=True):
-        query, key, value = (x.transpose(1, 2) for x in level)
-        keys, values = (
-            own if before is None else torch.cat([_children(before, len(own)), own], dim=2)
-            for before, own in ((keys, key), (values, value))
-        )
-        made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
-    return _Join.apply(packing, *made)[None], None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packing.attend(module, query, key, value, kwargs.get("sliding_window"), **options)[None], None
+
+
+def line_inputs(ids: Tensor, packing: Packing) -> dict:
+    """What a model is called with for a line of token ids (L,)."""
+    # Nothing reads this mask. It only keeps the model from making one of its own over the whole line.
+    mask = ids.new_ones(1, 1, 1, 1, dtype=torch.bool)
+    line = dict(input_ids=ids[None], position_ids=packing.line[None], attention_mask=mask)
+    return {**line, "use_cache": False, "packing": packing}
 
 
 def _grouped(query, key, value, mask, dropout=0.0, scaling=None) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from enigma.llm.head import forward_logps
-from enigma.llm.packing import Packing, install
+from enigma.llm.packing import Packing, install, line_inputs
 from enigma.method.rewards import reasoning_span
 
 
@@ -72,14 +72,9 @@ def completion_logprobs(
         model,
         layout.labels,
         entropy,
-        input_ids=layout.input_ids,
-        # Nothing reads this mask. It only keeps the model from making one of its own over the whole line.
-        attention_mask=layout.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
-        position_ids=layout.packing.line[None],
+        **line_inputs(layout.ids, layout.packing),
         logits_to_keep=layout.labels.shape[1],
         output_hidden_states=bool(layers),
-        use_cache=False,
-        packing=layout.packing,
     )
     if not layout.packing.used:
         raise ValueError(f"{type(model).__name__}: its attention is not one of transformers' interface")
@@ -97,7 +92,7 @@ def completion_logprobs(
 
 @dataclass
 class _Layout:
-    input_ids: Tensor  # (1, L)
+    ids: Tensor  # (L,)
     packing: Packing
     labels: Tensor  # (1, C): the token that each place of the completions predicts, 0 where none; the line ends with them
     index: Tensor  # (R, M, T): the place, from the first completion on, that predicts token t of slot m
@@ -127,7 +122,7 @@ def _pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[in
     mask = packing.valid[-1][:, 1:].unflatten(0, lengths.shape)
     nothing = prompts[0].new_zeros(1)
     return _Layout(
-        input_ids=torch.cat([prompts[0][:shared], *rests, *chain.from_iterable(pairs)])[None],
+        ids=torch.cat([prompts[0][:shared], *rests, *chain.from_iterable(pairs)]),
         packing=packing,
         labels=torch.cat([piece for _, completion in pairs for piece in (completion, nothing)])[None],
         index=first[..., None] + torch.arange(mask.shape[2], device=device),

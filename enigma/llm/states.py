@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import torch
 
+from enigma.llm.sampling import draw_completions, end_tokens
 from enigma.record.progress import track
 
 
@@ -70,22 +71,9 @@ def greedy_completions(
     model, tokenizer, prompts: list[list[int]], max_tokens: int, batch_size: int
 ) -> list[list[int]]:
     """The model's most likely continuation of each prompt, token by token, its end token included."""
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-    completions = []
+    ends, completions = end_tokens(model, tokenizer), []
     for rows in track(list(batches(len(prompts), batch_size)), "greedy completions", unit="batch"):
-        batch = tokenizer.pad(
-            {"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt"
-        )
-        output = model.generate(
-            **batch.to(model.device),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for ids in output[:, batch["input_ids"].shape[1] :].tolist():
-            end = next((t + 1 for t, token in enumerate(ids) if token in ends), len(ids))
-            completions.append(ids[:end])
+        completions += draw_completions(model, [prompts[i] for i in rows], max_tokens, ends, greedy=True)
     return completions
 
 

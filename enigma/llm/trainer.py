@@ -33,7 +33,7 @@ from enigma.llm.matched_sets import (
     score_matched_sets,
     unpad,
 )
-from enigma.llm.sampling import kept_weights, merged_adapter, shared_prompts
+from enigma.llm.sampling import draw_completions, kept_weights, merged_adapter
 from enigma.llm.scoring import reasoning_tokens
 from enigma.method.infonce import mutual_information_bounds, pointwise_mutual_information, sami_loss
 from enigma.method.transport import solve_divergence
@@ -171,12 +171,12 @@ class EnigmaTrainer(GRPOTrainer):
             self._log_reference_bound(output)
         return output
 
-    def _generate_single_turn(self, *args, **kwargs):
-        model = self.accelerator.unwrap_model(self.model)
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.use_vllm:
-            return super()._generate_single_turn(*args, **kwargs)
-        with merged_adapter(model), shared_prompts(model):
-            return super()._generate_single_turn(*args, **kwargs)
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        with merged_adapter(model):
+            return draw_completions(model, prompt_ids, self.max_completion_length, self.eos_token_ids), None
 
     def _prepare_inputs(self, generation_batch):
         """TRL shuffles the rollouts; matched sets are put together again, in the order of their generation."""

@@ -26,26 +26,25 @@ OVERHEAD_SECONDS = 2.0  # a step's rewards, Sinkhorn solves, logging
 GPU_PRICE = 3.0  # US dollars an hour
 PROMPT_TOKENS = 400  # instruction, demonstration, question and principle
 ITEM_TOKENS = 800  # a benchmark item with all its choices
-WIDTHS_PER_TOKEN = (
-    20.0  # values that a layer keeps of a token for the backward pass, in units of the model's width
-)
 RUNTIME_GB = 3.0  # context, allocator, kernels
 ADAPTER_BYTES = 16  # of each trained parameter: weight, gradient and two moments, float32
 
 
 class Shape(NamedTuple):
-    """What of a model decides its costs. `key_value`: width of one layer's keys, and of its values."""
+    """What of a model decides its costs. `key_value`: width of one layer's keys, and of its values; `kept`: values that a
+    layer keeps of a token for the backward pass, in units of the model's width."""
 
     parameters: float
     layers: int
     width: int
     key_value: int
     vocabulary: int
+    kept: float = 20.0
 
 
 SHAPES = {
     "SmolLM2-135M": Shape(134.5e6, 30, 576, 192, 49_152),
-    "google/gemma-3-1b-it": Shape(1.0e9, 26, 1152, 256, 262_144),
+    "google/gemma-3-1b-it": Shape(1.0e9, 26, 1152, 256, 262_144, 36.0),
     "8B": Shape(8.03e9, 32, 4096, 1024, 128_256),  # Llama 3's shapes
     "70B": Shape(70.6e9, 80, 8192, 1024, 128_256),
 }
@@ -109,11 +108,7 @@ def step(
     kept = (
         2
         * shape.width
-        * (
-            shape.layers + WIDTHS_PER_TOKEN
-            if trainer.gradient_checkpointing
-            else shape.layers * WIDTHS_PER_TOKEN
-        )
+        * (shape.layers + shape.kept if trainer.gradient_checkpointing else shape.layers * shape.kept)
     )
     return Step(
         sampling=t * token + flops * k * prompt / rate,
