@@ -22,12 +22,12 @@ from enigma.errors import InputError
 from enigma.llm.fetch import cache_folder
 from enigma.profile import load_profile
 from enigma.record.files import DiskFull, atomic_write_text, remove_leftovers
-from enigma.record.licences import licences
 from enigma.record.progress import clock
 from enigma.record.provenance import PACKAGES
 from enigma.record.results import REPOSITORY, Results
 from enigma.run import costs, resources
 from enigma.run.inputs import check_inputs
+from enigma.run.licences import licences
 from enigma.stages import all_stages, jobs
 
 NOTEBOOKS = REPOSITORY / "notebooks"

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from enigma.stages.judging import Missing, steadiness_table
+
 SETS = 6  # fewer allow no exact p-value below 0.05
 OUTCOMES = ("margin", "untrained_bound", "unsteadiness", "reward_end")
 CAPTION_POINTS = (
@@ -20,9 +22,7 @@ CAPTION = (
 
 
 def points(profile, read) -> pd.DataFrame:
-    """The table `prediction_points` from `enigma.stages.claims.Tables`; a measure that is missing is NaN."""
-    from enigma.stages.claims import Missing, steadiness_table
-
+    """The table `prediction_points` from `enigma.stages.judging.Tables`; a measure that is missing is NaN."""
     sets = read.get("sufficiency").query("level == 'set' and span == 'reasoning'").set_index("name")["si"]
     steady = steadiness_table(read.get("training")).query("measure == 'probe'")
     checks, items = read.get("training_checks"), read.get("legibility_items")
