@@ -2,69 +2,87 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
-import numpy as np
+import pandas as pd
 
-from enigma.figures.style import GREY, arm_styles, figure, forest, zero
-from enigma.profile import BASE
+from enigma.figures.style import (
+    GREY,
+    arm_styles,
+    figure,
+    finding,
+    forest,
+    legend,
+    over_seeds,
+    panels,
+    short,
+    spread,
+    zero,
+)
 from enigma.stages.benchmark import NAME
 from enigma.tasks.robustness import CONDITIONS, WORST
 
 REPEATED = ("enigma_robustness", "enigma_adherence")
+PAIRED = ("difference", "low", "high")
 
 
 @figure(NAME, "benchmarks", "benchmark_differences")
 def fig5_benchmarks(profile, benchmarks, differences):
     """Accuracy of every model, and how each arm's margin differs from the untrained model's."""
-    tasks = [task for task in dict.fromkeys(benchmarks["task"]) if task not in (*REPEATED, "enigma_format")]
+    scored = benchmarks[benchmarks["metric"].isin(("acc", "mc1", "mc2"))]
+    scored = scored[~scored["task"].isin(REPEATED)].drop_duplicates(["arm", "seed", "task"])
+    paired = differences.query("versus == 'base' and metric == 'margin' and task not in @REPEATED")
+    tasks = list(dict.fromkeys(scored["task"]))[::-1]
     sensitive = set(benchmarks[benchmarks["sensitive"].astype(bool)]["task"])
-    styles = arm_styles(benchmarks["arm"])
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(9.5, 0.55 * len(tasks) + 1.8), sharey=True)
-    arms = [arm for arm in styles if arm in set(benchmarks["arm"])]
+    styles, arms = arm_styles(profile), list(dict.fromkeys(benchmarks["arm"]))
+    height = max(0.5, 0.12 * len(arms)) * len(tasks) + 0.9
+    drawn, [left, right] = panels(2, 4.7, height, columns=2, sharey=True)
     for i, arm in enumerate(arms):
-        shift = (len(arms) / 2 - i - 0.5) * 0.7 / len(arms)
         colour, marker = styles[arm]
-        for y, task in enumerate(reversed(tasks)):
-            rows = benchmarks[(benchmarks["arm"] == arm) & (benchmarks["task"] == task)]
-            scored = rows[rows["metric"].isin(("acc", "mc1", "mc2"))].head(1)
-            if len(scored):
-                reach = 1.96 * scored["stderr"]
-                ends = scored.assign(
-                    low=(scored["value"] - reach).clip(0), high=(scored["value"] + reach).clip(upper=1)
-                )
-                forest(left, ends, [y + shift], colour, marker, label=arm if y == 0 else None)
-            found = differences[
-                (differences["arm"] == arm)
-                & (differences["task"] == task)
-                & (differences["versus"] == BASE)
-                & (differences["metric"] == "margin")
-            ]
+        for y, task in enumerate(tasks):
+            at = [y + spread(len(arms), i)]
+            found = scored[(scored["arm"] == arm) & (scored["task"] == task)]
+            forest(left, over_seeds(_wilson(found)), at, colour, marker, label=arm)
+            found = paired[(paired["arm"] == arm) & (paired["task"] == task)]
             if len(found):
-                forest(
-                    right,
-                    found,
-                    np.full(len(found), y + shift),
-                    colour,
-                    marker,
-                    names=("difference", "low", "high"),
-                )
-    for y, task in enumerate(reversed(tasks)):
-        chance = benchmarks[(benchmarks["task"] == task) & benchmarks["chance"].notna()]["chance"]
-        if len(chance):
-            left.plot([chance.mean()] * 2, [y - 0.4, y + 0.4], color=GREY, lw=1, ls=":")
-    names = [
-        task.removeprefix("enigma_") + ("" if task in sensitive else "\n(insensitive)")
-        for task in reversed(tasks)
-    ]
-    left.set_yticks(range(len(tasks)), names)
+                forest(right, over_seeds(found, PAIRED), at, colour, marker, names=PAIRED)
+    for y, task in enumerate(tasks):
+        chance = scored[scored["task"] == task]["chance"].mean()
+        left.plot([chance] * 2, [y - 0.4, y + 0.4], color=GREY, lw=1, ls=":")
+    left.set_yticks(range(len(tasks)), [_named(task, sensitive) for task in tasks])
     left.set(xlabel="accuracy", xlim=(0, 1))
-    left.legend(loc="lower center", bbox_to_anchor=(1.0, 1.02), ncols=len(arms), fontsize=8)
-    right.set_xlabel("margin of the right answer, arm - untrained\n(nats per character)")
+    right.set_xlabel("margin, arm - untrained (nats per character)")
     zero(right)
+    legend(drawn, left)
+    finding(drawn, _margins(paired[paired["task"].isin(sensitive)]))
     return drawn, (
-        "Left: accuracy of every model on the same items, with the standard error's 95 %; dotted: guessing. Right: the margin of "
-        "the right answer against the untrained model's, paired by item, 95 % over items. A task in which the untrained model "
-        "is not told from guessing is marked insensitive and judges nothing."
+        "Left: accuracy of every model on the same items, with 95 % intervals (Wilson); dotted: guessing. Right: the margin of the "
+        "right answer against the untrained model's, paired by item, 95 % over items, or over seeds where there are several. "
+        "Insensitive: the untrained model cannot be told from guessing, so the task judges nothing."
+    )
+
+
+def _wilson(rows: pd.DataFrame) -> pd.DataFrame:
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(rows["value"] * rows["n"], rows["n"], method="wilson")
+    return rows.assign(low=low, high=high)
+
+
+def _named(task: str, sensitive: set[str]) -> str:
+    return task.removeprefix("enigma_") + ("" if task in sensitive else "\n(insensitive)")
+
+
+def _margins(paired: pd.DataFrame) -> str:
+    """In how many sensitive tasks the interval of each arm lies below zero."""
+    if paired.empty:
+        return "No task is sensitive here: nothing is judged"
+    means = paired.groupby(["arm", "task"], sort=False)[["low", "high"]].mean().reset_index()
+    lost = means.groupby("arm", sort=False)["high"].agg(lambda high: int((high < 0).sum()))
+    tasks, most, least = means["task"].nunique(), lost.idxmax(), lost.idxmin()
+    if not lost.max():
+        return f"No arm is surely less sure of the right answers in any of {tasks} sensitive task(s)"
+    return (
+        f"{most} is surely less sure of the right answers in {lost[most]} of {tasks} sensitive task(s), "
+        f"{least} in {lost[least]}"
     )
 
 
@@ -74,24 +92,24 @@ def fig6_robustness(profile, robustness):
     if robustness.empty:
         raise ValueError("no robustness task in this run")
     order = [condition for condition in (*CONDITIONS, WORST) if condition != "original"][::-1]
-    styles = arm_styles(robustness["arm"])
-    drawn, axes = plt.subplots(figsize=(7, 0.5 * len(order) + 1.4))
-    arms = [arm for arm in styles if arm in set(robustness["arm"])]
+    styles, arms = arm_styles(profile), list(dict.fromkeys(robustness["arm"]))
+    drawn, [axes] = panels(1, 7, max(0.4, 0.12 * len(arms)) * len(order) + 0.9)
+    names = ("drop", "low", "high")
     for i, arm in enumerate(arms):
-        rows = robustness[(robustness["arm"] == arm) & (robustness["condition"] != "original")]
-        y = np.array([order.index(condition) for condition in rows["condition"]])
-        shift = (len(arms) / 2 - i - 0.5) * 0.7 / len(arms)
-        forest(
-            axes, rows, y + shift, styles[arm][0], styles[arm][1], names=("drop", "low", "high"), label=arm
-        )
+        for y, condition in enumerate(order):
+            rows = robustness[(robustness["arm"] == arm) & (robustness["condition"] == condition)]
+            at = [y + spread(len(arms), i)]
+            forest(axes, over_seeds(rows, names), at, *styles[arm], names=names, label=arm)
     zero(axes)
     axes.set_yticks(range(len(order)), order)
     axes.set_xlabel("drop of the margin (nats per character)")
-    axes.legend(fontsize=8)
+    legend(drawn, axes)
     worst = robustness[robustness["condition"] == WORST].groupby("arm", sort=False)["drop"].mean()
-    least = worst.idxmin()
-    axes.set_title(f"{least} loses least in the worst case ({worst[least]:.2f})")
-    return (
-        drawn,
-        "Drop of the right answer's margin under changes that should not matter, against the unchanged prompt; 95 % over items.",
+    least, most = worst.idxmin(), worst.idxmax()
+    finding(
+        drawn, f"Worst case: {least} loses least ({short(worst[least])}), {most} most ({short(worst[most])})"
+    )
+    return drawn, (
+        "Drop of the right answer's margin under changes that should not matter, against the unchanged prompt; 95 % over items, or "
+        "over seeds where there are several."
     )

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import seaborn as sns
 
-from enigma.figures.style import GREY, arm_styles, errors, figure, zero
+from enigma.figures.style import BLUE, GREY, arm_styles, figure, finding, forest, panels, short, zero
 from enigma.stages.claims import NAME, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, UNDECIDED
 from enigma.stages.prediction import OUTCOMES, SETS
 
-COLOURS = {SUPPORTED: "#0173b2", NOT_SUPPORTED: "#d55e00", UNDECIDED: GREY, NOT_TESTED: "#bdbdbd"}
+COLOURS = {SUPPORTED: BLUE, NOT_SUPPORTED: "#d55e00", UNDECIDED: GREY, NOT_TESTED: "#8a8a8a"}
+MARKS = {SUPPORTED: "o", NOT_SUPPORTED: "X", UNDECIDED: "D", NOT_TESTED: "_"}
 
 
 @figure(NAME, "claims")
 def fig9_claims(profile, claims):
     """Every claim with its verdict and the effect that decided it, in units of its interval."""
-    drawn, axes = plt.subplots(figsize=(9, 0.5 * len(claims) + 1.2))
+    drawn, [axes] = panels(1, 7.5, 0.42 * len(claims) + 0.9)
     for y, row in enumerate(claims[::-1].itertuples()):
-        colour = COLOURS[row.verdict]
-        width = (row.high - row.low) / 2
+        colour, width = COLOURS[row.verdict], (row.high - row.low) / 2
         if width > 0:
-            axes.errorbar(row.value / width, y, xerr=1, fmt="o", color=colour, ms=6, lw=1.6)
-        axes.text(
-            1.02, y, row.verdict, color=colour, va="center", transform=axes.get_yaxis_transform(), fontsize=9
-        )
+            at = row.value / width
+            axes.errorbar(at, y, xerr=1, fmt=MARKS[row.verdict], color=colour, ms=5, lw=1.6)
+        verdict = row.verdict.removesuffix(" at this size")
+        place = {"va": "center", "transform": axes.get_yaxis_transform(), "fontsize": "small"}
+        axes.text(0.01, y + 0.36, row.measure, **place)
+        axes.text(0.99, y + 0.36, verdict, color=colour, ha="right", fontweight="bold", **place)
+        axes.axhline(y + 0.6, color=GREY, lw=0.3)
     zero(axes)
-    axes.set_yticks(
-        range(len(claims)), [f"{row.id}  {row.measure}" for row in claims[::-1].itertuples()], fontsize=8
-    )
-    axes.set_xlabel("effect, in half widths of its 95 % interval (right of the line favours the claim)")
+    axes.set_ylim(-0.4, len(claims) - 0.4)
+    axes.set_yticks(range(len(claims)), claims["id"][::-1])
+    axes.set_xlabel("effect, in half widths of its 95 % interval")
     counts = claims["verdict"].value_counts()
-    told = ", ".join(
-        f"{word} {counts.get(word, 0)}" for word in (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_TESTED)
-    )
-    axes.set_title(told)
-    return (
-        drawn,
-        f"Verdicts on the paper's claims and on two of our own: {told}. A claim without a point was not tested, or has no interval.",
+    told = ", ".join(f"{word} {counts.get(word, 0)}" for word in COLOURS)
+    finding(drawn, told[0].upper() + told[1:])
+    return drawn, (
+        f"Verdicts on the paper's claims and on two of our own: {told}. Right of the line favours the claim. A claim without a "
+        "point was not tested, or has no interval."
     )
 
 
@@ -47,25 +46,24 @@ def fig10_ablation(profile, ablation):
     if table.empty:
         raise ValueError("no arm beside grpo in this run")
     measures, arms = list(dict.fromkeys(table["measure"])), list(dict.fromkeys(table["arm"]))[::-1]
-    styles = arm_styles(arms[::-1])
-    drawn, grid = plt.subplots(
-        1, len(measures), figsize=(2.6 * len(measures), 0.4 * len(arms) + 1.4), sharey=True, squeeze=False
-    )
-    for axes, measure in zip(grid.flat, measures, strict=True):
+    styles = arm_styles(profile)
+    drawn, grid = panels(len(measures), 2.9, 0.28 * len(arms) + 0.9, columns=3, sharey=True)
+    for axes, measure in zip(grid, measures, strict=True):
         for row in table[table["measure"] == measure].itertuples():
-            one = table.loc[[row.Index]]
-            axes.errorbar(
-                row.value,
-                arms.index(row.arm),
-                xerr=errors(one, "value", "low", "high"),
-                fmt="o",
-                color=styles[row.arm][0],
-                ms=5,
-            )
+            forest(axes, table.loc[[row.Index]], [arms.index(row.arm)], *styles[row.arm])
         zero(axes)
         axes.set_title(measure.replace("_", " "))
-    grid[0, 0].set_yticks(range(len(arms)), arms)
+        axes.set_ylim(-0.6, len(arms) - 0.4)
+        axes.locator_params(axis="x", nbins=5)
+    grid[0].set_yticks(range(len(arms)), arms)
     seeds = int(table["seeds"].max())
+    clear = table[(table["low"] > 0) | (table["high"] < 0)]
+    finding(
+        drawn,
+        f"{len(clear)} of {len(table)} differences to plain GRPO are clear of zero"
+        if seeds > 1
+        else "Differences to plain GRPO, one seed: no interval, so nothing is decided here",
+    )
     return drawn, (
         f"What each arm changes against plain GRPO of the same seed, over {seeds} paired seed(s); intervals (Student's t) where there "
         "are two or more."
@@ -77,15 +75,18 @@ def fig11_prediction(profile, points, prediction):
     """SI before training against what training did, one point a set."""
     if len(points) < SETS:
         raise ValueError(f"{len(points)} sets; {SETS} are needed to say whether SI predicts anything")
-    drawn, grid = plt.subplots(1, len(OUTCOMES), figsize=(11, 3))
+    drawn, grid = panels(len(OUTCOMES), 2.9, 2.6, columns=4)
     for axes, outcome in zip(grid, OUTCOMES, strict=True):
         row = prediction[prediction["outcome"] == outcome].iloc[0]
-        sns.regplot(
-            data=points, x="si", y=outcome, ax=axes, ci=None, color=COLOURS[SUPPORTED], scatter_kws={"s": 20}
-        )
-        axes.set_title(f"rho = {row.correlation:.2f}, p = {row.p_value:.2g}")
+        sns.regplot(data=points, x="si", y=outcome, ax=axes, ci=None, color=BLUE, scatter_kws={"s": 20})
+        axes.set_title(f"rho = {short(row.correlation)}, p = {row.p_value:.2g}")
         axes.set(xlabel="SI of the set", ylabel=outcome.replace("_", " "))
-    return (
+    best = prediction.loc[prediction["p_value"].idxmin()]
+    finding(
         drawn,
-        "Does SI, measured before training, predict what training does? One point for each set, Spearman's rho, exact permutation p.",
+        f"SI predicts {best.outcome.replace('_', ' ')} best: rho = {short(best.correlation)}, p = {best.p_value:.2g}",
+    )
+    return drawn, (
+        "Does SI, measured before training, predict what training does? One point for each set, Spearman's rho, exact permutation p, "
+        "not corrected for four outcomes."
     )

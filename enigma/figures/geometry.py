@@ -2,89 +2,93 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+import pandas as pd
 
-from enigma.figures.style import GREY, arm_styles, errors, figure
+from enigma.figures.style import GREY, arm_styles, errors, figure, finding, legend, listed, panels, short
 from enigma.stages.geometry import NAME
 
-PANELS = (
-    ("sinkhorn", "Sinkhorn divergence"),
-    ("displacement", "displacement / norm"),
-    ("effective_rank", "effective rank"),
-)
+DISTANCES = {"sinkhorn": "Sinkhorn divergence", "displacement": "displacement / norm"}
+SHAPES = {
+    "effective_rank": "effective rank",
+    "participation_ratio": "participation ratio",
+    "anisotropy": "anisotropy",
+    "intrinsic_dimension": "intrinsic dimension",
+}
 
 
 @figure(NAME, "geometry")
 def fig7_geometry(profile, geometry):
-    """What moved, layer by layer."""
-    styles = arm_styles(geometry["arm"])
-    drawn, grid = plt.subplots(1, len(PANELS), figsize=(10, 3.2))
-    for axes, (measure, label) in zip(grid, PANELS, strict=True):
-        for arm, rows in geometry[geometry["measure"] == measure].groupby("arm", sort=False):
-            curve = rows.groupby("layer")[["value", "low", "high"]].mean().reset_index()
-            colour, marker = styles[arm]
-            axes.errorbar(
-                curve["layer"],
-                curve["value"],
-                yerr=errors(curve, "value", "low", "high"),
-                color=colour,
-                marker=marker,
-                ms=4,
-                lw=1.2,
-                label=arm,
-            )
-        base = geometry[geometry["measure"] == f"{measure}_base"].groupby("layer")["value"].mean()
+    """How far the states moved, layer by layer, and those of their shapes that changed."""
+    means = geometry.groupby(["arm", "measure", "layer"], sort=False)[["value", "low", "high"]].mean()
+    means = means.reset_index()
+    moved = [measure for measure in SHAPES if _moved(means, measure)]
+    shown, styles = [*DISTANCES, *moved], arm_styles(profile)
+    drawn, grid = panels(len(shown), 4.4, 2.7, columns=2, xlabel="layer")
+    for axes, measure in zip(grid, shown, strict=True):
+        base = means[means["measure"] == f"{measure}_base"].groupby("layer")["value"].mean()
         if len(base):
-            axes.plot(base.index, base, color=GREY, lw=1.2, label="base")
-        if measure == "sinkhorn":
+            axes.plot(base.index, base, color=GREY, lw=1.2, ls="--", label="base")
+        for arm, curve in means[means["measure"] == measure].groupby("arm", sort=False):
+            colour, marker = styles[arm]
+            ends = errors(curve, "value", "low", "high")
+            axes.errorbar(
+                curve["layer"], curve["value"], ends, color=colour, marker=marker, ms=4, lw=1.2, label=arm
+            )
+        axes.set_title((DISTANCES | SHAPES)[measure])
+        axes.set_xticks(sorted(set(means["layer"])))
+        if measure == "sinkhorn" and means.loc[means["measure"] == measure, "value"].max() > 0:
             axes.set_yscale("log")
-        axes.set(xlabel="layer", title=label)
-    grid[0].legend(fontsize=8)
-    drift = geometry[geometry["measure"] == "sinkhorn"].groupby("arm", sort=False)["value"].mean()
-    told = ", ".join(f"{arm} {value:.3g}" for arm, value in drift.items())
-    return (
+    legend(drawn, grid[-1])
+    drift = means[means["measure"] == "displacement"].groupby("arm", sort=False)["value"].max()
+    far = drift.idxmax()
+    finding(
         drawn,
-        f"Geometry of hidden states against the untrained model, by layer, 95 % over prompts. Mean Sinkhorn divergence: {told}.",
+        f"{far} moved farthest, by {drift[far]:.2g} of the states' norm at most; "
+        + (f"{listed(SHAPES[one] for one in moved)} changed" if moved else "no shape of the clouds changed"),
     )
+    told = listed(f"{arm} {value:.2g}" for arm, value in drift.items())
+    same = listed(SHAPES[one] for one in SHAPES if one not in moved)
+    return drawn, (
+        f"Geometry of hidden states against the untrained model (grey), by layer, 95 % over prompts. Largest displacement: {told}. "
+        f"Not shown, since the intervals of all arms hold the untrained model's value: {same}."
+    )
+
+
+def _moved(means: pd.DataFrame, measure: str) -> bool:
+    """Whether any arm's interval misses the untrained model's value in any layer."""
+    base = means[means["measure"] == f"{measure}_base"].set_index(["arm", "layer"])["value"]
+    own = means[means["measure"] == measure].set_index(["arm", "layer"])
+    base = base.reindex(own.index)
+    return bool(((own["low"] > base) | (own["high"] < base)).any())
 
 
 @figure(NAME, "directions")
 def fig8_directions(profile, directions):
     """Share of the displacement along the arm's own principle directions, against principles drawn from the pool."""
+    directions = directions.dropna(subset=["observed"])
+    if directions.empty:
+        raise ValueError("no arm's states moved")
     arms = list(dict.fromkeys(directions["arm"]))
-    styles = arm_styles(arms)
-    columns = min(4, len(arms))
-    rows = -(-len(arms) // columns)
-    drawn, grid = plt.subplots(
-        rows, columns, figsize=(2.7 * columns, 2.6 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    for axes, arm in zip(grid.flat, arms, strict=False):
+    styles = arm_styles(profile)
+    drawn, grid = panels(len(arms), 2.7, 2.4, columns=3, xlabel="layer", sharex=True, sharey=True)
+    above = []
+    for axes, arm in zip(grid, arms, strict=True):
         curve = directions[directions["arm"] == arm].groupby("layer").mean(numeric_only=True).reset_index()
-        axes.fill_between(
-            curve["layer"],
-            curve["null_low"],
-            curve["null_high"],
-            color=GREY,
-            alpha=0.25,
-            lw=0,
-            label="other principles",
-        )
+        band = (curve["null_low"], curve["null_high"])
+        axes.fill_between(curve["layer"], *band, color=GREY, alpha=0.3, lw=0, label="other principles")
         ends = errors(curve, "observed", "observed_low", "observed_high")
+        colour, marker = styles[arm]
         axes.errorbar(
-            curve["layer"],
-            curve["observed"],
-            yerr=ends,
-            color=styles[arm][0],
-            marker="o",
-            ms=4,
-            lw=1.2,
-            label="own",
+            curve["layer"], curve["observed"], ends, color=colour, marker=marker, ms=4, lw=1.2, label="own"
         )
-        axes.set(title=f"{arm}, median p = {curve['p_value'].median():.2g}", xlabel="layer")
-    for axes in list(grid.flat)[len(arms) :]:
-        axes.set_visible(False)
-    grid[0, 0].set_ylabel("share of displacement")
-    grid[0, 0].legend(fontsize=8)
+        axes.set(title=f"{arm}, median p = {short(curve['p_value'].median())}")
+        axes.set_xticks(sorted(set(directions["layer"])))
+        above += [arm] * bool((curve["observed"] > curve["null_high"]).mean() > 0.5)
+    grid[0].set_ylabel("share of displacement")
+    legend(drawn, grid[0])
+    finding(
+        drawn, f"Moved along their own principles more than along others, in most layers: {listed(above)}"
+    )
     return drawn, (
         "Share of each arm's displacement that lies in the span of its own principles' directions (points, 95 % over prompts), "
         "against as many principles drawn from the pool (band, central 95 %)."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -13,19 +15,32 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from enigma.method.stats import student_interval
 from enigma.profile import BASE
 
 GREY = "#6b6b6b"
+BLUE, ORANGE = "#0173b2", "#de8f05"
 MARKERS = "osD^vPX*<>hp"
+# The first six are seaborn's "colorblind"; the others stay apart from them, and dark enough for letters.
+PALETTE = (
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161"),
+    *("#332288", "#882255", "#44aa99", "#999933", "#56b4e9", "#117733"),
+)
+COLUMN = 3.4  # inches: one column of a paper
 SETTINGS = {
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.titlelocation": "left",
+    "axes.formatter.useoffset": False,
     "font.size": 9,
     "legend.frameon": False,
+    "legend.fontsize": 8,
 }
+SMALL = {key: 7 for key in ("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize")}
+SMALL |= {"xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "lines.markersize": 3}
+_in_column: ContextVar[bool] = ContextVar("in_column", default=False)
 
 
 class Entry(NamedTuple):
@@ -42,14 +57,19 @@ FIGURES: dict[str, Entry] = {}
 def figure(stage: str, *tables: str):
     """Register a function (profile, *tables) -> (Figure, caption) under its own name.
 
-    A function may raise ValueError to say why there is nothing to draw.
+    A function may raise ValueError to say why there is nothing to draw. With `column=True` the registered function draws
+    for one column of a paper: 3.4 inches wide, smaller letters, panels one below the other.
     """
 
     def enter(draw):
         @functools.wraps(draw)
-        def styled(profile, *frames):
-            with sns.axes_style("ticks"), plt.rc_context(SETTINGS):
-                return draw(profile, *frames)
+        def styled(profile, *frames, column: bool = False):
+            before = _in_column.set(column)
+            try:
+                with sns.axes_style("ticks"), plt.rc_context(SETTINGS | (SMALL if column else {})):
+                    return draw(profile, *frames)
+            finally:
+                _in_column.reset(before)
 
         FIGURES[draw.__name__] = Entry(styled, stage, tables)
         return styled
@@ -57,28 +77,76 @@ def figure(stage: str, *tables: str):
     return enter
 
 
-def make(profile, results, name: str) -> None:
-    """Draw a figure from the tables that are there, save it as PNG and PDF, and show it with its caption in a notebook."""
+def make(profile, results, name: str, column: bool = False) -> None:
+    """Draw a figure from the tables that are there, save it as PNG and PDF, and show it with its caption in a notebook.
+
+    `column`: the form for one column of a paper, at 300 dots an inch, saved under figures/column.
+    """
     from IPython.display import Image, Markdown, display
 
     entry = FIGURES[name]
     try:
-        drawn, caption = entry.draw(profile, *(results.read_table(table) for table in entry.tables))
+        drawn, caption = entry.draw(profile, *map(results.read_table, entry.tables), column=column)
     except ValueError as nothing:
         display(Markdown(f"*{name}: {nothing}*"))
         return
-    path = results.save_figure(name, drawn, caption, entry.stage, entry.tables)
+    if column:
+        path = results.save_column(name, drawn)
+    else:
+        path = results.save_figure(name, drawn, caption, entry.stage, entry.tables)
     plt.close(drawn)
-    display(Image(filename=str(path), width=900, alt=caption))
-    display(Markdown(f"**{name}.** {caption}"))
+    width = None if column else min(900, int(100 * drawn.get_figwidth()))
+    display(Image(filename=str(path), width=width, alt=caption), metadata={"figure": name})
+    display(Markdown(f"**{label(name)}** ({name}). {caption}"))
 
 
-def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """{arm: (colour, marker)}; the untrained model is grey."""
-    named = [arm for arm in dict.fromkeys(arms) if arm != BASE]
-    colours = sns.color_palette("colorblind", max(len(named), 1)).as_hex()
-    styles = {arm: (colours[i], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(named)}
-    return {BASE: (GREY, "o"), **styles}
+def label(name: str) -> str:
+    """ "Figure 3" of fig3_training."""
+    return f"Figure {name.partition('_')[0].removeprefix('fig')}"
+
+
+# ---- what figures are put together from ------------------------------------------------------------------------------
+
+
+def panels(
+    count: int, width: float, height: float, columns: int = 1, xlabel: str = "", **options
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, each of `width` x `height` inches, `columns` side by side, and their axes."""
+    if _in_column.get():
+        columns, width, height = 1, COLUMN, height * 0.75
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (width * columns, height * rows + 0.4)
+    drawn, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    for axes in list(grid.flat)[count:]:
+        axes.remove()
+    shown = list(grid.flat)[:count]
+    for axes in shown[-columns:] if options.get("sharex") else shown:  # the lowest of each column, or all
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(xlabel)
+    return drawn, shown
+
+
+def finding(drawn: Figure, text: str) -> None:
+    """What the figure shows, in one sentence, as its title."""
+    letters = int(drawn.get_figwidth() * (18 if _in_column.get() else 13))
+    size = plt.rcParams["font.size"] + (0 if _in_column.get() else 1)
+    drawn.suptitle(textwrap.fill(text, letters), x=0.01, ha="left", fontsize=size)
+
+
+def legend(drawn: Figure, axes: Axes) -> None:
+    """The names in `axes`, once each, below all panels."""
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    columns = max(1, int(drawn.get_figwidth() / 1.5))
+    drawn.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=min(columns, len(named) or 1)
+    )
+
+
+def arm_styles(profile) -> dict[str, tuple[str, str]]:
+    """{arm: (colour, marker)}, the same in all figures of a profile; the untrained model is grey."""
+    arms = {arm: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(profile.arms)}
+    return {BASE: (GREY, "o"), **arms}
 
 
 def errors(frame: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
@@ -98,18 +166,35 @@ def forest(
 ):
     """Points with intervals at the heights `y`."""
     value, low, high = names
-    axes.errorbar(
-        frame[value],
-        y,
-        xerr=errors(frame, value, low, high),
-        fmt=marker,
-        color=colour,
-        ms=4.5,
-        lw=1.2,
-        **options,
-    )
+    options = {"ms": 4.5, "lw": 1.2} | options
+    reach = errors(frame, value, low, high)
+    axes.errorbar(frame[value], y, xerr=reach, fmt=marker, color=colour, **options)
+
+
+def over_seeds(rows: pd.DataFrame, names=("value", "low", "high")) -> pd.DataFrame:
+    """One row: the only one as it is, or the mean over seeds with Student's t interval."""
+    if len(rows) < 2:
+        return rows
+    interval = student_interval(rows[names[0]])
+    return pd.DataFrame([dict(zip(names, interval, strict=True))])
+
+
+def spread(count: int, i: int) -> float:
+    """The height of the i-th of `count` points that share a line, around it."""
+    return (count / 2 - i - 0.5) * 0.7 / count
 
 
 def zero(axes: Axes, at: float = 0.0) -> None:
     """A thin vertical line."""
     axes.axvline(at, color=GREY, lw=0.8, zorder=0)
+
+
+def short(value: float, digits: int = 2) -> str:
+    """A number for a title, never "-0.00"."""
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """ "a, b and c"; "none" of nothing."""
+    *most, last = list(names) or ["none"]
+    return f"{', '.join(most)} and {last}" if most else last

@@ -2,60 +2,86 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from enigma.figures.style import GREY, arm_styles, errors, figure
+from enigma.figures.style import (
+    GREY,
+    arm_styles,
+    figure,
+    finding,
+    forest,
+    legend,
+    listed,
+    over_seeds,
+    panels,
+    short,
+    zero,
+)
 from enigma.profile import BASE
 from enigma.stages.train import NAME
 
 PANELS = (
-    ("reward_graded", "format reward (graded)"),
-    ("probe", "log-probability of well-formed answers (nats per token)"),
-    ("row_bound", "information, own critic (nats)"),
-    ("sinkhorn", "Sinkhorn divergence to the untrained model"),
+    ("reward_graded", "format reward, graded"),
+    ("probe", "probe: log p of fixed answers (nats per token)"),
+    ("row_bound", "information, own reader (nats)"),
+    ("sinkhorn", "drift: Sinkhorn divergence"),
+)
+READERS = (
+    ("row_bound", None, 0.1, "read by the model itself"),
+    ("row_bound_base_critic", "white", -0.1, "read by the untrained model"),
 )
 
 
 @figure(NAME, "training")
 def fig3_training(profile, training):
     """Curves of every arm over the steps, mean over seeds."""
-    styles = arm_styles(training["arm"])
-    drawn, grid = plt.subplots(2, 2, figsize=(9, 5.6), sharex=True)
-    for axes, (column, label) in zip(grid.flat, PANELS, strict=True):
+    styles = arm_styles(profile)
+    drawn, grid = panels(len(PANELS), 4.6, 2.6, columns=2, xlabel="step", sharex=True)
+    for axes, (column, name) in zip(grid, PANELS, strict=True):
         ends = []
         for arm, rows in training.groupby("arm", sort=False):
             curve = rows.groupby("step")[column].agg(["mean", "min", "max"]).dropna()
             if curve.empty:
                 continue
-            colour = styles[arm][0]
-            axes.plot(curve.index, curve["mean"], color=colour, lw=1.6)
+            colour, marker = styles[arm]
+            axes.plot(
+                curve.index, curve["mean"], color=colour, lw=1.5, marker=marker, ms=3, markevery=(0.1, 0.2)
+            )
             axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, lw=0)
             ends.append((curve["mean"].iloc[-1], arm, colour, curve.index[-1]))
+        axes.set_title(name)
+        if column == "sinkhorn" and profile.trainer.ot_budget > 0:
+            axes.axhline(profile.trainer.ot_budget, color=GREY, lw=0.8, ls="--")
         _end_labels(axes, ends)
-        axes.set_title(label)
-    budget = profile.trainer.ot_budget
-    if budget > 0:
-        grid[1, 1].axhline(budget, color=GREY, lw=0.8, ls="--")
-    for axes in grid[1]:
-        axes.set_xlabel("step")
-    final = training.sort_values("step").groupby("arm")["reward_graded"].apply(lambda run: run.tail(3).mean())
-    told = ", ".join(f"{arm} {value:.2f}" for arm, value in final.items())
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    fifth = max(1, int(training["step"].max()) // 5)
+    final = training[training["step"] > training["step"].max() - fifth].groupby("arm", sort=False)
+    reached = final["reward_graded"].mean()
+    best, least = reached.idxmax(), reached.idxmin()
+    finding(
+        drawn,
+        f"{best} reaches the highest format reward ({short(reached[best])}), {least} the lowest ({short(reached[least])})",
+    )
+    ends = listed(f"{arm} {short(value)}" for arm, value in reached.items())
     seeds = training.groupby("arm")["seed"].nunique().max()
     return drawn, (
-        f"Training of every arm, mean over {seeds} seed(s), band from smallest to largest. Graded format reward at the end: {told}. "
-        "Dashed: the budget of the Sinkhorn term."
+        f"Training of every arm, mean over {seeds} seed(s), band from the smallest to the largest. Graded format reward over the "
+        f"last {fifth} step(s): {ends}. The probe has no sampling noise. Dashed: the budget of the Sinkhorn term; drift below it is free."
     )
 
 
 def _end_labels(axes, ends) -> None:
     """Each curve's name at its end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    gap, last = (high - low) * 0.07, -np.inf
-    for value, arm, colour, x in sorted(ends):
-        last = max(value, last + gap)
-        axes.annotate(f" {arm}", (x, last), color=colour, fontsize=8, va="center", annotation_clip=False)
-    axes.margins(x=0.18)
+    axes.set_ylim(low, high)
+    gap, heights = (high - low) * 0.085, []
+    for value, *_ in sorted(ends):
+        heights.append(max(value, heights[-1] + gap) if heights else value)
+    above = max(0.0, heights[-1] - high) if heights else 0.0
+    for height, (_, arm, colour, x) in zip(heights, sorted(ends), strict=True):
+        axes.annotate(
+            f"  {arm}", (x, height - above), color=colour, fontsize=7.5, va="center", annotation_clip=False
+        )
 
 
 @figure(NAME, "legibility")
@@ -63,38 +89,34 @@ def fig4_legibility(profile, legibility):
     """Information about the principle, for the model itself and for the untrained reader; and perplexity."""
     table = legibility.copy()
     table["name"] = [row.arm + (f" ({row.set})" if row.arm == BASE else "") for row in table.itertuples()]
-    styles = arm_styles(table["arm"])
+    styles = arm_styles(profile)
     order = list(dict.fromkeys(table["name"]))[::-1]
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(9, 0.4 * len(order) + 1.6), sharey=True)
-    for row in table.itertuples():
-        y, colour = order.index(row.name), styles[row.arm][0]
-        for prefix, face, shift in (("row_bound", colour, 0.13), ("row_bound_base_critic", "white", -0.13)):
-            one = table.loc[[row.Index]]
-            left.errorbar(
-                getattr(row, prefix),
-                y + shift,
-                xerr=errors(one, prefix, f"{prefix}_low", f"{prefix}_high"),
-                fmt="o",
-                color=colour,
-                mfc=face,
-                ms=5,
-                lw=1.2,
-            )
-        one = table.loc[[row.Index]]
-        right.errorbar(
-            row.perplexity_base,
-            y,
-            xerr=errors(one, "perplexity_base", "perplexity_base_low", "perplexity_base_high"),
-            fmt="o",
-            color=colour,
-            ms=5,
-            lw=1.2,
-        )
+    drawn, [left, right] = panels(2, 4.5, 0.36 * len(order) + 0.9, columns=2, sharey=True)
+    for y, name in enumerate(order):
+        rows = table[table["name"] == name]
+        colour, marker = styles[rows["arm"].iloc[0]]
+        for measure, face, at, reader in READERS:
+            names = [f"{measure}{end}" for end in ("", "_low", "_high")]
+            look = {"mfc": face or colour, "label": reader}
+            forest(left, over_seeds(rows, names), [y + at], colour, marker, names=names, **look)
+        names = [f"perplexity_base{end}" for end in ("", "_low", "_high")]
+        forest(right, over_seeds(rows, names), [y], colour, marker, names=names)
     left.axvline(np.log(table["k"].iloc[0]), color=GREY, lw=0.8, ls="--")
+    zero(left)
     left.set_yticks(range(len(order)), order)
-    left.set(xlabel="information about the principle (nats)", title="What a completion says of its principle")
-    right.set(xlabel="perplexity under the untrained model", xscale="log", title="How odd the text is")
+    left.set(xlabel="information about the principle (nats)")
+    right.set(xlabel="perplexity under the untrained model")
+    trained = table[table["arm"] != BASE].groupby("arm", sort=False)["row_bound_base_critic"].mean()
+    legend(drawn, left)
+    if len(trained):
+        best, least = trained.idxmax(), trained.idxmin()
+        finding(
+            drawn,
+            f"The untrained reader finds most in {best} ({short(trained[best])} nats), least in {least} ({short(trained[least])})",
+        )
     return drawn, (
-        "Held-out questions after training. Filled: information for the model itself; hollow: for the untrained model as reader, "
-        f"which did not learn any code. Dashed: all there is to know, log {int(table['k'].iloc[0])}. 95 % intervals over questions."
+        "Held-out questions after training. Left: what a completion says of its principle, filled for the model itself, hollow for "
+        f"the untrained model as reader, which did not learn any code; dashed: all there is to know, log {int(table['k'].iloc[0])}. "
+        "Right: how odd the text is to the untrained model. 95 % intervals over questions, or over "
+        "seeds where there are several."
     )

@@ -43,6 +43,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "results" / "reference"
 RECORD = "run.json"
 FIGURE, TABLE = "figures", "tables"  # folders, and kinds of what lies there
+DATELESS = {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None}
 SIDECAR = ("file", "caption", "sha256", "stage", "inputs")  # what reading one relies on
 
 
@@ -190,10 +191,17 @@ class Results:
         """
         path = self._path(self.figures, name, ".png")
         atomic_write_bytes(path, _rendered(figure, "png", {"Software": None}))
-        dateless = {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None}
-        pdf = atomic_write_bytes(path.with_suffix(".pdf"), _rendered(figure, "pdf", dateless))
-        self._write_sidecar(path, caption, stage, inputs, {"pdf": pdf.name, "pdf_sha256": file_hash(pdf)})
+        pdf = atomic_write_bytes(path.with_suffix(".pdf"), _rendered(figure, "pdf", DATELESS))
+        finding = " ".join(figure.get_suptitle().split())
+        more = {"finding": finding, "pdf": pdf.name, "pdf_sha256": file_hash(pdf)}
+        self._write_sidecar(path, caption, stage, inputs, more)
         return path
+
+    def save_column(self, name: str, figure) -> Path:
+        """Write figures/column/<name>.png, 300 dots an inch, and .pdf, for a paper; no sidecar. Returns the PNG's path."""
+        path = self._path(self.figures / "column", name, ".png")
+        atomic_write_bytes(path.with_suffix(".pdf"), _rendered(figure, "pdf", DATELESS))
+        return atomic_write_bytes(path, _rendered(figure, "png", {"Software": None}, dots=300))
 
     # -- the run record
 
@@ -294,10 +302,10 @@ def _check_name(what: str, name: str, pattern: str) -> None:
         raise InputError(f"{what}: found {name!a:.200}; expected {pattern}; choose such a name")
 
 
-def _rendered(figure, kind: str, metadata: dict) -> bytes:
+def _rendered(figure, kind: str, metadata: dict, dots: int = 200) -> bytes:
     import matplotlib
 
     buffer = BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "enigma"}):
-        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dots, metadata=metadata)
     return buffer.getvalue()
