@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["lab"] + EXTRAS["test"]]
 
 
 def pins(lines) -> dict[str, str]:
@@ -68,3 +73,18 @@ def test_licence_and_citation_agree():
     paper = citation["preferred-citation"]
     assert paper["url"].endswith("2510.11278")
     assert paper["authors"][0] == {"family-names": "Seneque", "given-names": "Gareth"}
+
+
+def test_the_package_carries_its_notebooks_and_all_its_files(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"  # a build leaves folders beside what it builds
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "results", "build", "*.egg-info", "lab")
+    )
+    subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "enigma").rglob("*.*") if p.is_file()}
+    expected |= {f"enigma/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.py")}
+    assert {name for name in expected if "__pycache__" not in name} <= packed

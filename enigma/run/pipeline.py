@@ -30,7 +30,8 @@ from enigma.run.inputs import check_inputs
 from enigma.run.licences import licences
 from enigma.stages import all_stages, jobs
 
-NOTEBOOKS = REPOSITORY / "notebooks"
+_PACKAGED = Path(__file__).resolve().parents[1] / "notebooks"  # where they are installed
+NOTEBOOKS = _PACKAGED if _PACKAGED.is_dir() else REPOSITORY / "notebooks"
 SMALLER = {"paper": "gpu", "gpu": "cpu", "study": "cpu", "cpu": "smoke"}
 SAMPLE_SECONDS = 0.2
 FULL = 2**20  # bytes; a disk with less left is full
