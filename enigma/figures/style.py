@@ -198,3 +198,17 @@ def listed(names: Iterable[str]) -> str:
     """ "a, b and c"; "none" of nothing."""
     *most, last = list(names) or ["none"]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def table(frame: pd.DataFrame, caption: str = "", digits: int = 3):
+    """A table as a notebook shows it: a caption, rounded numbers, whole texts; no index where it only counts."""
+    look = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
+    shown = frame.style.format(precision=digits, na_rep="").set_caption(caption).set_properties(**look)
+    heads = [("text-align", "left"), ("vertical-align", "top")]
+    shown = shown.set_table_styles(
+        [
+            {"selector": "th", "props": heads},
+            {"selector": "caption", "props": [("text-align", "left"), ("font-weight", "bold")]},
+        ]
+    )
+    return shown.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) else shown

@@ -6,152 +6,152 @@ import html
 import re
 from pathlib import Path
 
-import pandas as pd
-
+from enigma.figures.style import label
 from enigma.record.cells import interval_text
 from enigma.record.files import atomic_write_text, read_json
 from enigma.record.results import FIGURE, Results
 
 NAME = "report.html"
 STYLE = """
-:root{color-scheme:light dark}*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1000px;padding:0 16px 64px;overflow-wrap:anywhere}
-nav{position:sticky;top:0;background:Canvas;padding:8px 0;border-bottom:1px solid GrayText;z-index:1}
-nav a{margin-right:1em}img{max-width:100%;height:auto;background:#fff}figure{margin:1.5em 0}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:14px}
-td,th{border-bottom:1px solid GrayText;padding:4px 8px;text-align:left;vertical-align:top}
-pre{overflow-x:auto;white-space:pre-wrap;font-size:13px}details{margin:.5em 0}
-.supported{color:#177245}.not-supported{color:#b3261e}@media(prefers-color-scheme:dark){.supported{color:#7fd1a4}
-.not-supported{color:#ff8a80}}
+:root{color-scheme:light dark}*{box-sizing:border-box}html{scroll-padding-top:4em}
+body{font:16px/1.55 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:0 16px 64px;overflow-wrap:break-word}
+nav{position:sticky;top:0;background:Canvas;padding:10px 0;border-bottom:1px solid GrayText;z-index:1;
+overflow-x:auto;white-space:nowrap}nav a{margin-right:1.2em}
+h1{line-height:1.2}h2{margin-top:2.5em;border-top:1px solid GrayText;padding-top:1em}
+img{max-width:100%;height:auto;background:#fff;border-radius:4px}figure{margin:2em 0}figcaption{font-size:14px}
+figcaption a{margin-left:.5em}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;margin:1em 0}
+caption{text-align:left;font-weight:600;padding:4px 0}
+td,th{border-bottom:1px solid color-mix(in srgb,GrayText 40%,transparent);padding:4px 8px;text-align:left;vertical-align:top}
+td{min-width:3em;max-width:32em;white-space:pre-wrap}
+pre{white-space:pre-wrap;font-size:13px}math[display=block]{overflow-x:auto;max-width:100%;margin:1em 0}
+details{margin:.3em 0 1em}summary{cursor:pointer}
+.verdict{font-weight:700}.supported{color:#0b5c9e}.not-supported{color:#a8400a}
+@media(prefers-color-scheme:dark){.supported{color:#7cc0f5}.not-supported{color:#ffa06b}}
 """
-
 TAGS = frozenset(
-    [
-        "a",
-        "b",
-        "blockquote",
-        "br",
-        "caption",
-        "code",
-        "div",
-        "em",
-        "h2",
-        "h3",
-        "h4",
-        "i",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "span",
-        "strong",
-        "sub",
-        "sup",
-        "table",
-        "tbody",
-        "td",
-        "th",
-        "thead",
-        "tr",
-        "ul",
-    ]
+    re.findall(
+        r"\w+",
+        "a b blockquote br caption code div em h2 h3 h4 h5 i li ol p pre span strong sub sup table tbody td th thead tr ul",
+    )
 )
+MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+PLACE = "\ue000{}\ue001"  # where a formula stands while the text around it is cleaned
 
 
 def publish_page(profile, results: Results) -> Path:
-    """Write results/<profile>/report.html: verdicts, figures in reading order, and each notebook's text and tables."""
-    figures = [item for item in results.catalogue() if item.kind == FIGURE]
-    stages = sorted(results.notebooks.glob("*.ipynb"))
-    links = [("claims", "Claims"), ("reproduction", "Reproduction"), ("figures", "Figures")]
-    links += [(path.stem, path.stem[3:].capitalize()) for path in stages]
+    """Write results/<profile>/report.html: the verdicts, then every notebook's text, figures and tables in reading order."""
+    notebooks = sorted(results.notebooks.glob("*.ipynb"))
+    links = [("claims", "Claims"), ("reproduction", "Reproduction")]
+    links += [(path.stem, path.stem[3:].replace("_", " ").capitalize()) for path in notebooks]
+    sidecars = {item.name: item.sidecar for item in results.catalogue() if item.kind == FIGURE}
     body = [
         f"<h1>ENIGMA companion: profile {html.escape(profile.name)}</h1>",
         f"<p>{html.escape(profile.description)}</p>",
-    ]
-    body.append("<nav>" + "".join(f'<a href="#{link}">{text}</a>' for link, text in links) + "</nav>")
-    body += ['<h2 id="claims">Claims</h2>', *_claims(results)]
-    body += [
-        '<h2 id="reproduction">Reproduction</h2>',
+        "<nav>" + "".join(f'<a href="#{link}">{text}</a>' for link, text in links) + "</nav>",
+        '<h2 id="claims">The paper\'s claims, and what was measured here</h2>',
+        *_claims(results),
+        '<h2 id="reproduction">Does this run agree with the published one?</h2>',
         _reproduction(results),
-        '<h2 id="figures">Figures</h2>',
     ]
-    body += [_figure(number, item) for number, item in enumerate(figures, start=1)]
-    body += [part for path in stages for part in (f'<h2 id="{path.stem}">{path.stem}</h2>', *_notebook(path))]
-    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head += f"<title>ENIGMA companion, {html.escape(profile.name)}</title><style>{STYLE}</style><body>"
+    for path in notebooks:
+        body += [f'<section id="{path.stem}">', *_notebook(path, sidecars), "</section>"]
+    head = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>ENIGMA companion, {html.escape(profile.name)}</title><style>{STYLE}</style><body>"
+    )
     return atomic_write_text(results.folder / NAME, head + "\n".join(body) + "</body></html>\n")
 
 
 def _claims(results: Results) -> list[str]:
+    """A count of the verdicts, and of each claim one sentence and how it came about."""
     if not results.has_table("claims"):
         return ["<p>Not judged yet.</p>"]
-    rows = []
-    for row in results.read_table("claims").itertuples():
+    claims = results.read_table("claims").fillna("")
+    counts = claims["verdict"].value_counts()
+    parts = [f"<p><b>{', '.join(f'{word} {count}' for word, count in counts.items())}.</b></p>"]
+    for row in claims.itertuples():
         kind = row.verdict.replace(" ", "-")
-        found = interval_text(float(row.value), float(row.low), float(row.high))
-        rows.append(
-            f'<p><b>{row.id}</b> {html.escape(row.claim)} <b class="{kind}">{row.verdict}</b>: {html.escape(row.measure)} '
-            f"{found}.</p><details><summary>How it came about</summary><p>{html.escape(str(row.rule))}</p>"
-            f"<p>{html.escape(str(row.note))}</p></details>"
+        found = "" if row.value == "" else f" {_measured(row)}."
+        parts.append(
+            f'<p><b>{row.id}</b> {html.escape(row.claim)} <span class="verdict {kind}">{row.verdict.capitalize()}.</span>'
+            f"{html.escape(found)}</p><details><summary>How it came about</summary><p>{html.escape(row.rule)}</p>"
+            f"<p>{html.escape(row.note)}</p></details>"
         )
-    return rows
+    return parts
+
+
+def _measured(row) -> str:
+    low, high = (float(end) if end != "" else float("nan") for end in (row.low, row.high))
+    units = f" over {row.units:.0f} {row.over}" if row.units != "" else ""
+    return f"{row.measure}: {interval_text(float(row.value), low, high)}{units}"
 
 
 def _reproduction(results: Results) -> str:
     path = results.folder / "reproduction.md"
+    return _markdown(path.read_text(encoding="utf-8")) if path.is_file() else "<p>Not compared.</p>"
+
+
+def _figure(name: str, sidecar: dict) -> str:
+    caption, finding = html.escape(sidecar["caption"]), html.escape(sidecar.get("finding", ""))
+    files = [(f"figures/{name}.png", "PNG"), (f"figures/{name}.pdf", "PDF")]
+    files += [(f"tables/{table}.csv", f"{table}.csv") for table in sidecar["inputs"]]
+    links = "".join(f'<a href="{file}">{text}</a>' for file, text in files)
     return (
-        f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
-        if path.is_file()
-        else "<p>Not compared.</p>"
+        f'<figure id="{name}"><a href="figures/{name}.png"><img src="figures/{name}.png" alt="{label(name)}: {finding}" '
+        f'loading="lazy"></a><figcaption><b>{label(name)}. {finding}.</b> {caption}{links}</figcaption></figure>'
     )
 
 
-def _figure(number: int, item) -> str:
-    caption, name = html.escape(item.sidecar["caption"]), item.name
-    tables = " ".join(f'<a href="tables/{table}.csv">{table}.csv</a>' for table in item.sidecar["inputs"])
-    return (
-        f'<figure id="{name}"><a href="figures/{name}.png"><img src="figures/{name}.png" alt="{caption}" loading="lazy"></a>'
-        f'<figcaption><b>Figure {number}.</b> {caption} <a href="figures/{name}.pdf">PDF</a> {tables}</figcaption></figure>'
-    )
-
-
-def _notebook(path: Path) -> list[str]:
-    """Text, printed output and tables of an executed notebook. Its code is left out, and its figures stand above."""
+def _notebook(path: Path, figures: dict[str, dict]) -> list[str]:
+    """Text, figures, tables and printed output of an executed notebook. Its code is left out."""
     parts = []
     for cell in read_json(path, ("cells",))["cells"]:
         if cell["cell_type"] == "markdown":
             parts.append(_markdown("".join(cell["source"])))
             continue
         for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            if "text/html" in data and not any(kind.startswith("image/") for kind in data):
+            data, name = output.get("data", {}), output.get("metadata", {}).get("figure")
+            if name in figures:
+                parts.append(_figure(name, figures[name]))
+            elif "text/html" in data:
                 parts.append(_safe("".join(data["text/html"])))
+            elif "text/markdown" in data and not "".join(data["text/markdown"]).startswith("**Figure"):
+                parts.append(_markdown("".join(data["text/markdown"])))
             elif output.get("name") == "stdout":
-                parts.append(f"<pre>{html.escape(''.join(output['text'])[:4000])}</pre>")
+                parts.append(f"<pre>{html.escape(''.join(output['text'])[:6000])}</pre>")
     return parts
 
 
 def _markdown(text: str) -> str:
+    """Safe HTML of Markdown, headings one level down, formulas as MathML, which browsers draw by themselves."""
+    from latex2mathml.converter import convert
     from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-    return _safe(markdown2html_mistune(text))
+    formulas = []
+
+    def keep(found: re.Match) -> str:
+        display = "block" if found[1] else "inline"
+        formulas.append(convert(found[1] or found[2], display=display))
+        return PLACE.format(len(formulas) - 1)
+
+    page = markdown2html_mistune(MATH.sub(keep, text))
+    page = re.sub(r'<a class="anchor-link".*?</a>', "", page)
+    page = _safe(re.sub(r"<(/?)h([1-4])\b", lambda tag: f"<{tag[1]}h{int(tag[2]) + 1}", page))
+    for number, formula in enumerate(formulas):
+        page = page.replace(PLACE.format(number), formula)
+    return page
 
 
 def _safe(text: str) -> str:
-    """HTML with nothing in it that runs: few tags, and links alone keep an attribute."""
+    """HTML with nothing in it that runs: few tags, and attributes only where a link or a wide cell needs them."""
     import bleach
 
     text = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL | re.IGNORECASE)
-    return bleach.clean(text, tags=TAGS, attributes={"a": _link}, strip=True)
+    spans = ["rowspan", "colspan"]
+    return bleach.clean(text, tags=TAGS, attributes={"a": _link, "td": spans, "th": spans}, strip=True)
 
 
 def _link(tag: str, name: str, value: str) -> bool:
     return name == "href" and value.startswith(("https://", "http://", "#"))
-
-
-def claims_lines(table: pd.DataFrame) -> list[str]:
-    """One plain sentence for each claim, with its verdict and number."""
-    return [
-        f"{row.id}: {row.claim} {row.verdict}: {row.measure} {interval_text(float(row.value), float(row.low), float(row.high))}."
-        for row in table.itertuples()
-    ]
