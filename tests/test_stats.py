@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from enigma.method.stats import mean_interval
+from enigma.method.stats import mean_interval, own_label_test
 
 
 @pytest.mark.parametrize("n", [12, 24])
@@ -47,3 +47,10 @@ def test_excludes():
     assert interval.excludes(0.0)
     assert not interval.excludes(1.0)
     assert not mean_interval([1.0]).excludes(0.0)
+
+
+def test_a_matrix_with_a_bright_diagonal_has_the_smallest_p_value_and_a_flat_one_none():
+    values, p_value = own_label_test(np.eye(7), seed=0)
+    assert values == pytest.approx(np.ones(7))
+    assert p_value == pytest.approx(1 / 5040, abs=3e-4)  # one of 7! assignments
+    assert own_label_test(np.ones((7, 7)), seed=0)[1] == 1.0

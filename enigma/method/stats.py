@@ -128,3 +128,17 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     from statsmodels.stats.multitest import multipletests
 
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.asarray(p_values, dtype=float)
+
+
+def own_label_test(matrix: np.ndarray, seed: int, draws: int = 9999) -> tuple[np.ndarray, float]:
+    """Does each row stand out in its own column? For an (n, n) matrix: the values (n,) of diagonal minus mean of the
+    row's other entries, and the one-sided p-value in (0, 1] of the diagonal's mean when columns are permuted over rows.
+
+    Source: our choice [D], docs/method.md, table 1, C5.
+    """
+    n = len(matrix)
+    own = np.diag(matrix)
+    generator = np.random.default_rng(seed)
+    null = np.array([matrix[np.arange(n), generator.permutation(n)].mean() for _ in range(draws)])
+    p_value = (1 + np.sum(null >= own.mean() - 1e-12)) / (1 + draws)
+    return own - (matrix.sum(1) - own) / (n - 1), float(p_value)

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from enigma import stages
-from enigma.method.stats import Interval, student_interval
+from enigma.method.stats import Interval, own_label_test, student_interval
 from enigma.profile import BASE
 from enigma.stages import prediction, setting
 from enigma.stages.judging import (
@@ -222,18 +222,11 @@ def directed_change(tables: Tables) -> Finding:
         if len(set(own)) < SETS:
             raise Missing(f"{SETS} sets, found {len(set(own))}")
         matrix = shares.loc[arms, own].to_numpy()
-        values = np.diag(matrix) - (matrix.sum(1) - np.diag(matrix)) / (len(own) - 1)
-        generator = np.random.default_rng(tables.profile.seeds.bootstrap)
-        null = [matrix[np.arange(len(own)), generator.permutation(len(own))].mean() for _ in range(9999)]
-        p_value = (1 + sum(value >= np.diag(matrix).mean() - 1e-12 for value in null)) / (1 + len(null))
+        values, p_value = own_label_test(matrix, tables.profile.seeds.bootstrap)
         found = student_interval(values)
-        verdict = (
-            SUPPORTED
-            if p_value < 0.05 and found.value > 0
-            else UNDECIDED
-            if found.high > 0
-            else NOT_SUPPORTED
-        )
+        verdict = UNDECIDED if found.high > 0 else NOT_SUPPORTED
+        if p_value < 0.05 and found.value > 0:
+            verdict = SUPPORTED
         return Part(name, found, len(values), "sets", detail=f"p = {p_value:.3g}", verdict=verdict)
 
     return Finding([measured("share along own principles - along other sets'", part)])
@@ -270,15 +263,8 @@ def joint_improvement(tables: Tables) -> Finding:
         return tables.paired(name, effect, effect * 0, 0.01)
 
     kinds = {
-        "reasoning": [
-            "enigma_knowledge",
-            "enigma_reasoning",
-            "arc_easy",
-            "arc_challenge",
-            "piqa",
-            "hellaswag",
-        ],
-        "truthfulness": ["enigma_truthfulness", "truthfulqa_mc1", "truthfulqa_mc2"],
+        "reasoning": "enigma_knowledge enigma_reasoning arc_easy arc_challenge piqa hellaswag".split(),
+        "truthfulness": "enigma_truthfulness truthfulqa_mc1 truthfulqa_mc2".split(),
     }
     parts = [
         measured(f"{kind}, enigma_high - base", lambda n, t=tasks: margin(n, t))
