@@ -1,4 +1,4 @@
-"""The one error a user can cause: bad input, told in one line."""
+"""The one error a user can cause: bad input, explained in one line."""
 
 
 class InputError(ValueError):

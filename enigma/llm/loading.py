@@ -23,7 +23,7 @@ def fingerprint(spec, seed: int = 0) -> dict:
     """What names a model's weights, for the recipe of a piece of work: JSON values.
 
     A local folder is named by the bytes of its files, an embedded or hub model by its pinned source, a random one by
-    its shape and seed. The declared dtype counts; whether a processor computes in it is told by what made the piece.
+    its shape and seed. The declared dtype counts; whether a processor computes in it is recorded with the piece.
     """
     named = {"source": spec.source, "dtype": spec.dtype}
     if spec.source == "embedded":

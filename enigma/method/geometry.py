@@ -147,7 +147,7 @@ def variance_ratio(x, labels) -> float:
 
 
 def probe_hits(x, labels, groups) -> np.ndarray:
-    """For each row of x (n, d), 1 where a linear probe that saw none of the row's group tells its label, else 0.
+    """For each row of x (n, d), 1 where a linear probe that saw none of the row's group predicts its label, else 0.
 
     Ridge classifier on standardised columns, at most four folds, whole groups in one fold; at least two groups.
     """

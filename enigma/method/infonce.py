@@ -23,7 +23,7 @@ class Bounds(NamedTuple):
 
 
 class InfoNCETerms(NamedTuple):
-    """Per completion, (N,) each, in nats: the losses, the column bound and the most that it can be."""
+    """For each completion, (N,) in nats: the two losses, the column bound, and its largest possible value."""
 
     row: Tensor
     column: Tensor

@@ -35,12 +35,12 @@ def mean_interval(
     Each resample's error is divided by its own standard error, so the interval widens as it must
     when units are few or skewed. `values` is (n,), one number for each independent unit (a question,
     a seed, an item), in any unit; the result has the same unit. With one unit, or none, the ends are
-    NaN. With no spread the interval is the point itself. Neither end is nearer than Student's t puts it, which
-    the bootstrap alone is by one to three points of coverage where values lie near zero information.
+    NaN. With no spread the interval is the point itself. Neither end is nearer than Student's t puts it: near zero
+    information the bootstrap alone loses one to three points of coverage.
 
     `support`: the smallest and the largest value that the true mean can have. The ends are cut to it (never past the
     estimate), which loses no coverage. Few questions near a ceiling need it: all but one look alike, so a resample
-    without that one has hardly any error to divide by and the end runs far away. Less extreme remedies (a floor under
+    without that one has hardly any spread to divide by, and the end runs far away. Other remedies (a floor under
     the resamples' errors, a t or a percentile interval) lose the coverage there instead.
 
     Source: our choice [D] (docs/method.md, section 10). What it covers, and where it does not: docs/coverage.md.

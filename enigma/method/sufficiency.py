@@ -130,7 +130,7 @@ def candidate_sets(families: list, size: int, balanced: bool, limit: int = 5000,
     """Sets of `size` principles, (sets, size) indices: all while there are at most `limit`, else as many drawn by `seed`.
 
     `families`: the family of each principle. With `balanced` no family has more members than it must, so that a set is
-    not chosen for one style. Raises ValueError where no set is so.
+    not chosen for one style. Raises ValueError where no set is balanced.
     """
     n = len(families)
     if math.comb(n, size) <= limit:

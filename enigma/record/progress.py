@@ -72,7 +72,7 @@ def progress_line(description: str, done: int, total: int | None, seconds: float
 
 
 def pace(done: int, total: int | None, rate: float | None, unit: str) -> str:
-    """ ", 2 it/s, 0:30 left"; "" without a rate. `rate` is in units per second; slow work is told in seconds per unit."""
+    """ ", 2 it/s, 0:30 left"; "" without a rate. `rate` is in units per second; slow work is given in seconds per unit."""
     if not rate:
         return ""
     text = f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s/{unit}"

@@ -3,8 +3,8 @@
 - Texts and counts that say what was asked (the table `setting`): exactly.
 - Numbers with an interval: the intervals of both have a point in common, for at least 95 % of a table's rows, since of so
   many independent intervals a few miss by chance. The table `claims`: the verdicts, too.
-- Other trained or sampled numbers are not judged by themselves: they go into one that has an interval.
-- Seconds and memory are of a machine, and not compared.
+- Other trained or sampled numbers are not judged by themselves: each goes into a number that has an interval.
+- Seconds and memory belong to a machine, and are not compared.
 
 One seed does not reproduce to the digit: another processor rounds a sampled token otherwise, and everything after it.
 """

@@ -1,6 +1,6 @@
 """Everything that a run will read, looked at before anything heavy is loaded and before anything is written.
 
-Seconds, no model library, no network. What only loading can show is found by the stages, which tell it as clearly.
+Seconds, no model library, no network. What only loading can show is found by the stages, which report it as clearly.
 """
 
 from __future__ import annotations

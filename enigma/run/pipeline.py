@@ -210,7 +210,7 @@ def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None
             ) from error
         finally:
             seconds = time.monotonic() - started
-            # On a full disk it is the failure that should be told, not that its record does not fit.
+            # On a full disk the failure itself is reported, not that its record does not fit.
             with contextlib.nullcontext() if status == "done" else contextlib.suppress(DiskFull):
                 _save(raw, target, parameters)
                 results.record_stage(stage, status, seconds, peak[0])
@@ -251,7 +251,7 @@ def _no_kernel_left() -> Iterator[None]:
 
 
 def _full_disk(results: Results) -> str:
-    """What to add to the report of a failure where the disk is full; libraries tell it each in their own words."""
+    """What to add to the report of a failure where the disk is full; every library says it in other words."""
     free = resources.free_disk(results.folder)
     return (
         ""

@@ -38,7 +38,7 @@ def _gpu() -> int | None:
         return None
 
 
-# What a control group calls its limit, its use, and the file cache that it gives up first: version 2, version 1.
+# The files that hold a control group's limit, its use, and the file cache that it gives up first: version 2, version 1.
 _FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,7 +1,7 @@
 """Stage 3: every model on the same items, through lm-eval, in memory.
 
-Sensitivity comes first: a task judges only where the untrained model itself is told from guessing there, by the margin
-with the prior taken away (docs/method.md, eq. 26). An insensitive task is shown, and judges nothing.
+Sensitivity comes first: a task judges only where the untrained model itself is clearly better than guessing, by the
+margin with the prior taken away (docs/method.md, eq. 26). An insensitive task is shown, and judges nothing.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
 
 
 def sensitive_tasks(items: pd.DataFrame) -> list[str]:
-    """Tasks on which the untrained model is told from guessing: its margin_prior has t > 4 over items."""
+    """Tasks on which the untrained model is clearly better than guessing: its margin_prior has t > 4 over items."""
     found = []
     base = items[(items["arm"] == BASE) & (items["metric"] == "margin_prior")]
     for task, rows in base.groupby("task", sort=False):
@@ -170,7 +170,7 @@ def sensitive_tasks(items: pd.DataFrame) -> list[str]:
 
 
 def _at_chance(row, items: pd.DataFrame) -> bool | None:
-    """Whether a score is not told from guessing at the 5 % level, on either side; None where there is no such score.
+    """Whether a score may be guessing, at the 5 % level and on either side; None where no score of guessing is known.
 
     Accuracies: exact binomial test with the mean chance. Other scores: chance within 1.96 standard errors.
     """

@@ -152,7 +152,7 @@ def selection(tables: Tables) -> Finding:
     "SI, measured on the untrained model, lets you create principles before training.",
     ABSTRACT,
     "Effect: the SI gain of accepted texts on fresh questions, the largest, its interval widened by Bonferroni for the number "
-    "of texts tried on them. A text is accepted only if its meaning stays near its seed's and its completions are told by the "
+    "of texts tried on them. A text is accepted only if its meaning stays near its seed's and its completions are recognised under the "
     "seed's own wording. Not supported when no proposal was accepted. Negligible: 0.01.",
 )
 def creation(tables: Tables) -> Finding:

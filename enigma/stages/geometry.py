@@ -9,10 +9,10 @@ Rules of the stage (our choice [D]):
 - Tokens: at most `MAX_TOKENS`, the same number from each prompt, drawn by a seed, for the measures of clouds; every second
   of them for the Sinkhorn divergence. Means over all tokens of a prompt for displacements and directions.
 - Principle directions: mean over prompts of [state with the principle in the prompt - state without], on the same
-  completion tokens as the displacement: what being told a principle does to the very states that training moves.
+  completion tokens as the displacement: what a principle in the prompt does to the very states that training moves.
 - The null for the span of the principle directions: the spans of as many principles drawn from the pool, the arm's own
-  among them. It asks whether training moved the states along *these* principles rather than along what being told any
-  principle does; under exchangeable sets its p-value is uniform. Random subspaces are no such null: changes of weights
+  among them. It asks whether training moved the states along *these* principles rather than along what any principle in
+  the prompt does; under exchangeable sets its p-value is uniform. Random subspaces are no such null: changes of weights
   and of prompts share directions that no principle owns (with ten random adapters 87 % of layers came up at 0.05).
   Layers are not independent: read p over all of them, and beside `grpo`.
 
@@ -248,7 +248,7 @@ def _direction_rows(
 
 
 def _encoded(profile, store: Store, tokenizer) -> tuple[list[list[int]], list[list[list[int]]], int]:
-    """Prompts without a principle; every few of them under each principle of the pool; and how many are one of those."""
+    """Prompts without a principle; every n-th of them under each principle of the pool; and n."""
     from enigma.llm.prompts import encode, messages
 
     questions = load_questions(profile.questions, "heldout", profile.geometry.prompts, profile.seeds.data)
@@ -290,7 +290,7 @@ def _read_pair(model, material: Material) -> tuple[Clouds, Clouds, list[float]]:
     from enigma.llm.states import StateReader, batches
 
     width, owner = model.config.get_text_config().hidden_size, material.owner
-    # Whole from the start: small arrays kept between large ones that go would leave holes in memory, gigabytes in all.
+    # Made whole at the start: small arrays that stay between large ones that go leave holes in memory, gigabytes in all.
     sides = [
         Clouds(
             np.empty((len(material.prompts), len(material.layers), width), np.float32),
@@ -315,7 +315,7 @@ def _read_pair(model, material: Material) -> tuple[Clouds, Clouds, list[float]]:
 
 
 def _read_told(model, material: Material, principles: Sequence[int]) -> np.ndarray:
-    """Mean state of each told prompt's completion, (principles, told prompts, layers, d)."""
+    """Mean state of the completion of each prompt with a principle, (principles, prompts, layers, d)."""
     from enigma.llm.states import StateReader, batches
 
     reader = StateReader(model, material.prefix, material.layers)
@@ -369,7 +369,7 @@ def _cloud_rows(clouds: Clouds, material: Material, suffix: str) -> list[list]:
 
 
 def _told_rows(told: np.ndarray, material: Material, suffix: str, seed: int) -> list[list]:
-    """How well the principle in the prompt can be told from the states, each question's own mean taken away."""
+    """How well the states show which principle is in the prompt, each question's own mean taken away."""
     count, prompts = told.shape[:2]
     labels, groups = np.repeat(np.arange(count), prompts), np.tile(np.arange(prompts), count)
     rows = []

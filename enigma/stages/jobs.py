@@ -32,7 +32,7 @@ PATIENCE = 20.0  # seconds that a job has to end when asked to
 
 
 class How(NamedTuple):
-    """`launch`: words of a launcher's command, none for plain processes; `jobs`: at most so many runs at once, 0 to train
+    """`launch`: words of a launcher's command, none for plain processes; `jobs`: how many runs at once at most, 0 to train
     nothing and only look whether all is there."""
 
     launch: tuple[str, ...] = ()

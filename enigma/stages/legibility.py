@@ -1,7 +1,7 @@
 """After training: is the principle in the text, and can the untrained model still read it there? (docs/method.md, eq. 14)
 
 Every model answers held-out questions under the principles of its set. The completions are scored under the model itself
-and under the untrained model. A policy bound that rises while the untrained reader's falls is a private code. The
+and under the untrained model. Where the policy's own bound rises while the untrained reader's falls, the policy has a private code. The
 untrained model answers once, under the principles of all sets, and every arm is compared with the part that is its own.
 """
 

@@ -1,7 +1,7 @@
 """Stage 2: train every arm with every seed.
 
 An arm is an entry of the profile: the set of principles it is trained on and the coefficients of the two extra terms.
-All arms see the same questions in the same order, the same number of completions and tokens at most. A run is one piece
+All arms see the same questions in the same order, the same number of completions, and at most the same number of tokens. A run is one piece
 of work: a finished one is not trained again, an interrupted one goes on from its last whole checkpoint.
 
 Runs are trained one after the other in this process, or each by processes of its own (`enigma.stages.jobs`). Under a
@@ -72,7 +72,7 @@ ROLLOUTS = {
     "vllm_colocate": {"use_vllm": True, "vllm_mode": "colocate"},
     "vllm_server": {"use_vllm": True, "vllm_mode": "server"},
 }
-# What of the section `trainer` leaves a run's numbers as they are.
+# Keys of the section `trainer` that do not change a run's numbers, or that an arm has of its own.
 INDIFFERENT = {"report_to", "save_steps", "zero_spread", "max_steps", "learning_rate", "beta", "ot_budget"}
 
 

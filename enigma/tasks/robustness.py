@@ -27,7 +27,7 @@ IRRELEVANT = (
 
 
 def _typos(item: dict, generator: random.Random) -> str:
-    """Two neighbouring letters swapped in each longer word, now and then."""
+    """Two neighbouring letters are swapped in most of the longer words."""
     words = item["question"].split()
     for i, word in enumerate(words):
         if len(word) > 4 and word.isalpha() and generator.random() < 0.6:
