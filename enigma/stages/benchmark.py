@@ -22,7 +22,7 @@ from enigma.record.cache import Piece, Store
 from enigma.record.files import atomic_write_json, read_json
 from enigma.record.progress import track
 from enigma.stages import harness, train
-from enigma.tasks import robustness
+from enigma.tasks import lookup, robustness
 
 NAME = "03_benchmark"
 ABLATION = "grpo"  # the arm, beside base, that every other arm is compared with
@@ -60,7 +60,7 @@ def _by_model(profile, store: Store) -> dict[tuple, dict[str, Piece]]:
 
     spec = profile.benchmarks
     model = fingerprint(profile.model, profile.seeds.initialisation)
-    definitions = {task: harness.definition(task) for task in spec.tasks}
+    definitions = {task: lookup.definition(task) for task in spec.tasks}
     found = {}
     for arm, seed in [(BASE, None), *profile.runs()]:
         adapter = train.adapter_recipe(profile, store, arm, seed)
@@ -89,7 +89,7 @@ def measure(profile, store: Store) -> dict:
     """
     by_model = _by_model(profile, store)
     if any(store.fault(piece) for mine in by_model.values() for piece in mine.values()):
-        harness.check_tasks(profile.benchmarks.tasks)
+        lookup.check_tasks(profile.benchmarks.tasks)
     found = []
     for (arm, seed), mine in track(by_model.items(), "benchmarks", total=len(by_model), unit="model"):
         loaded: list = []

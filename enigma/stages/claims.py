@@ -263,8 +263,15 @@ def joint_improvement(tables: Tables) -> Finding:
         return tables.paired(name, effect, effect * 0, 0.01)
 
     kinds = {
-        "reasoning": "enigma_knowledge enigma_reasoning arc_easy arc_challenge piqa hellaswag".split(),
-        "truthfulness": "enigma_truthfulness truthfulqa_mc1 truthfulqa_mc2".split(),
+        "reasoning": [
+            "enigma_knowledge",
+            "enigma_reasoning",
+            "arc_easy",
+            "arc_challenge",
+            "piqa",
+            "hellaswag",
+        ],
+        "truthfulness": ["enigma_truthfulness", "truthfulqa_mc1", "truthfulqa_mc2"],
     }
     parts = [
         measured(f"{kind}, enigma_high - base", lambda n, t=tasks: margin(n, t))

@@ -8,186 +8,25 @@ once for all of its choices. Source: our choice [D]; accuracies and standard err
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import functools
-import importlib.metadata
-import io
-import logging
-import math
-import os
 import random
-import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from enigma.errors import InputError
-from enigma.record.cache import digest
-from enigma.record.files import file_hash
-from enigma.tasks import catalogue
+from enigma.method.marks import marks
+from enigma.tasks.lookup import gold_options, load_tasks, quiet
 
 TEMPLATED = ("enigma_format", "enigma_adherence")  # the tasks that are asked in the chat template
 # Tasks that ask each item more than once, and the field that says how.
 REPEATED = {"enigma_robustness": "condition", "enigma_adherence": "asked"}
-ALLOW = "ENIGMA_ALLOW_CODE"  # set by --allow-code
-QUIET = ("lm_eval", "datasets", "huggingface_hub", "transformers")
-
-
-def definition(name: str) -> dict:
-    """What names a task's items, for the recipe of a piece: hashes of its files, or its source and lm-eval's version."""
-    if name in catalogue.OWN_TASKS:
-        files = [p for p in catalogue.FOLDER.iterdir() if p.suffix in (".jsonl", ".yaml", ".py")]
-        files += [
-            catalogue.FOLDER.parent / "data" / file for file in ("pools/default.yaml", "questions.jsonl")
-        ]
-    elif name.endswith((".yaml", ".yml")):
-        files = [
-            p for p in Path(name).parent.iterdir() if p.suffix in (".jsonl", ".json", ".csv", ".yaml", ".py")
-        ]
-    elif (folder := catalogue.data_folder()) is not None and name in catalogue.LAYOUTS:
-        files = [folder / file for file in catalogue.LAYOUTS[name].files.values()]
-    else:
-        return {"task": name, "hub": f"lm_eval {importlib.metadata.version('lm_eval')}"}
-    hashes = {path.name: file_hash(path) for path in sorted(files)}
-    return {"task": Path(name).stem if name.endswith((".yaml", ".yml")) else name, "files": digest(hashes)}
 
 
 def limit_of(limit, task: str) -> int | None:
     """How many items of a task are drawn: one number for all, or one for each that is named; None for all items."""
     return limit.get(task) if isinstance(limit, dict) else limit
-
-
-# ---- tasks ---------------------------------------------------------------------------------------------------------
-
-
-def check_tasks(names: Sequence[str]) -> None:
-    """Load every task's data. Raises InputError for an unknown task, for data that is missing, unreadable or out of reach, and
-    for a choice without a right answer. No model is needed."""
-    with quiet():
-        load_tasks(names, seed=0)
-
-
-def load_tasks(names: Sequence[str], seed: int) -> dict:
-    """{name: lm-eval's Task} in the order of `names`. `seed` decides where gpqa's right answer stands."""
-    catalogue.check_data(names)
-    from lm_eval.tasks import TaskManager
-
-    own = [name for name in names if name in catalogue.OWN_TASKS]
-    managers = {True: TaskManager(include_path=str(catalogue.FOLDER), include_defaults=False)}
-    if len(own) < len(names):
-        managers[False] = TaskManager()
-    found = {}
-    for name in names:
-        random.seed(seed)
-        found[name] = _load_task(managers[name in own], name)
-        _check_gold(name, found[name])
-    return found
-
-
-def _load_task(manager, name: str):
-    folder = catalogue.data_folder()
-    try:
-        if name.endswith((".yaml", ".yml")):
-            return _user_task(manager, name)
-        if name not in manager.all_tasks:
-            near = ", ".join(difflib.get_close_matches(name, [*catalogue.OWN_TASKS, *manager.all_tasks], n=3))
-            raise InputError(
-                f"benchmarks.tasks: found {name!r}; expected a task of lm-eval, such as {near or 'arc_easy'}"
-            )
-        if folder is not None and name in catalogue.LAYOUTS:
-            task = _read_from(folder, name, manager.task_index[name].yaml_path)
-        else:
-            task = next(iter(manager.load([name])["tasks"].values()))
-        _process_once(task)
-        return task
-    except InputError:
-        raise
-    except (
-        Exception
-    ) as error:  # whatever a loader raises over a file or a network that is not as it should be
-        if name in catalogue.OWN_TASKS:
-            raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        where = f", or set ENIGMA_DATA to a folder with {name}'s files" if name in catalogue.LAYOUTS else ""
-        raise InputError(
-            f"benchmarks.tasks: {name}: could not be loaded ({said:.200}); expected a reachable hub and a task of multiple "
-            f"choice or generated text; connect{where}"
-        ) from error
-
-
-def _user_task(manager, name: str):
-    if os.environ.get(ALLOW) != "1" and any(
-        word in Path(name).read_text() for word in ("!function", "class:")
-    ):
-        raise InputError(
-            f"benchmarks.tasks: {name} holds code; expected plain YAML; add --allow-code to run it"
-        )
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    with tempfile.TemporaryDirectory() as scratch:
-        included = {"include": str(Path(name).resolve()), "task": Path(name).stem, "tag": None}
-        data = load_yaml(Path(name), resolve_func=False).get("dataset_kwargs") or {}
-        if isinstance(
-            files := data.get("data_files"), dict
-        ):  # they lie beside the task, wherever the run is started
-            beside = {split: str(Path(name).resolve().parent / file) for split, file in files.items()}
-            included["dataset_kwargs"] = data | {"data_files": beside}
-        (Path(scratch) / Path(name).name).write_text(yaml.safe_dump(included), encoding="utf-8")
-        own = TaskManager(include_path=scratch, include_defaults=False)
-        return next(iter(own.load([Path(name).stem])["tasks"].values()))
-
-
-def _read_from(folder: Path, name: str, shipped: Path):
-    """lm-eval's own task, reading its rows from the user's folder and changed in nothing else."""
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    rows = {
-        split: datasets.Dataset.from_list(found) for split, found in catalogue.splits(name, folder).items()
-    }
-    config = load_yaml(shipped, resolve_func=True)
-    kept = {key: config[key] for key in config if key not in ("tag", "group", "dataset_kwargs")}
-    unread = {
-        key: None
-        for key in ("training_split", "validation_split", "test_split")
-        if config.get(key) not in rows
-    }
-    return ConfigurableTask(config={**kept, **unread, "custom_dataset": lambda **_: rows})
-
-
-def _process_once(task) -> None:
-    """Process a task's data here and now. lm-eval does it afresh at each look, and gpqa's shuffles the choices: without
-    its cache, an answer would be marked by another order than the one that was asked."""
-    if (process := task.config.process_docs) is not None:
-        task.dataset = {split: process(rows) for split, rows in task.dataset.items()}
-        task.config.process_docs = task.fewshot_cfg.process_docs = None
-
-
-def _check_gold(name: str, task) -> None:
-    if task.OUTPUT_TYPE != "multiple_choice" or not len(task.eval_docs):
-        return
-    doc = task.eval_docs[0]
-    if not gold_options(task, doc):
-        raise InputError(
-            f"benchmarks.tasks: {name}: its first item names no right choice; expected one; correct the task"
-        )
-
-
-def gold_options(task, doc) -> list[int]:
-    """Which choices of an item are right; empty where that is not known."""
-    if task.config.task == "truthfulqa_mc2":
-        return [i for i, label in enumerate(doc["mc2_targets"]["labels"]) if label == 1]
-    target, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
-    found = target if isinstance(target, list) else [target]
-    places = [choices.index(one) if isinstance(one, str) and one in choices else one for one in found]
-    return [int(one) for one in places if str(one).isdecimal() and int(one) < len(choices)]
 
 
 # ---- one model on one task -----------------------------------------------------------------------------------------
@@ -266,28 +105,6 @@ def _marked(lm, task, name: str, samples: list[dict]) -> list[dict]:
         scores = marks(logps, np.array([prior[text] for text in texts]), texts, gold)
         rows += [_head(name, sample) | {"metric": metric, "value": value} for metric, value in scores.items()]
     return rows
-
-
-def marks(
-    logps: np.ndarray, prior: np.ndarray, texts: Sequence[str], gold: Sequence[int]
-) -> dict[str, float]:
-    """What the log-probabilities (nats) of an item's choices say about the right ones (docs/method.md, eq. 25 to 27).
-
-    margin: mean over the right choices minus mean over the others of log-probability per character. margin_prior: the
-    same after the choice's log-probability without the question is taken away. gold_bits_per_byte: of the right choices,
-    lower is better. gold_probability: of the right choices among all, in [0, 1].
-    """
-    right = np.isin(np.arange(len(texts)), gold)
-    characters = np.array([max(len(text.strip()), 1) for text in texts])
-    size = sum(len(texts[i].encode()) for i in gold)
-    share = np.exp(logps - logps.max())
-    per_character, informed = logps / characters, (logps - prior) / characters
-    return {
-        "margin": float(per_character[right].mean() - per_character[~right].mean()),
-        "margin_prior": float(informed[right].mean() - informed[~right].mean()),
-        "gold_bits_per_byte": float(-logps[right].sum() / math.log(2) / size),
-        "gold_probability": float(share[right].sum() / share.sum()),
-    }
 
 
 def _priors(lm, texts: Sequence[str]) -> dict[str, float]:
@@ -377,31 +194,3 @@ def _seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No chatter of lm-eval and its libraries, and no cached processing of a data set: another seed's order would come
-    back. lm-eval reseeds Python and NumPy; their states are put back."""
-    import datasets
-
-    python, numpy = random.getstate(), np.random.get_state()
-    loggers = [logging.getLogger(name) for name in QUIET]
-    levels = [logger.level for logger in loggers]
-    caching = datasets.is_caching_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    datasets.disable_caching()
-    try:
-        # lm-eval's bars go to standard error, many times a second.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if caching:
-            datasets.enable_caching()
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,6 +1,6 @@
 """Does an answer survive a change that should not matter? The items of two own tasks under perturbations.
 
-The measure is the margin of the right option (`enigma.stages.harness.marks`): how far it falls from the unchanged prompt.
+The measure is the margin of the right option (`enigma.method.marks`): how far it falls from the unchanged prompt.
 Source: our choice [D].
 """
 

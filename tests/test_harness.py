@@ -1,0 +1,49 @@
+"""Benchmarks: lm-eval's own scores on the same items, and marks that follow from them by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from enigma.method.marks import marks
+from enigma.stages import harness
+from enigma.tasks.lookup import load_tasks, quiet
+
+
+@pytest.mark.parametrize("task", ["enigma_knowledge", "enigma_truthfulness"])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_log_probabilities_are_those_of_lm_eval_at_any_batch_size(task, batch_size, toy_model, toy_tokenizer):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    with quiet():
+        loaded = load_tasks([task], seed=0)[task]
+        docs = [loaded.eval_docs[i] for i in range(5)]
+        asked = [
+            Instance("loglikelihood", doc, (loaded.doc_to_text(doc), f" {choice}"), 0)
+            for doc in docs
+            for choice in loaded.doc_to_choice(doc)
+        ]
+        options = dict(tokenizer=toy_tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
+        ours = harness._language_model()(pretrained=toy_model(), **options).loglikelihood(asked)
+        theirs = HFLM(pretrained=toy_model(), **options).loglikelihood(asked)
+    assert [found[0] for found in ours] == pytest.approx([found[0] for found in theirs], rel=1e-5)
+
+
+def test_accuracy_is_that_of_the_likeliest_choice(toy_model, toy_tokenizer):
+    rows, items = harness.evaluate(toy_model(), toy_tokenizer, "enigma_knowledge", limit=8, batch_size=4, seed=3)
+    right = [item["value"] for item in items if item["metric"] == "acc"]
+    score = next(row for row in rows if row["metric"] == "acc")
+    assert score["value"] == pytest.approx(np.mean(right)) and score["n"] == len(right) == 8
+    again, _ = harness.evaluate(toy_model(), toy_tokenizer, "enigma_knowledge", limit=8, batch_size=1, seed=3)
+    assert next(row for row in again if row["metric"] == "acc")["value"] == score["value"]
+
+
+def test_marks_by_hand():
+    found = marks(np.log([0.5, 0.25]), np.log([0.25, 0.25]), [" ab", " cdef"], gold=[0])
+    assert found["margin"] == pytest.approx(math.log(0.5) / 2 - math.log(0.25) / 4)
+    assert found["margin_prior"] == pytest.approx(math.log(2) / 2)
+    assert found["gold_bits_per_byte"] == pytest.approx(1 / 3)
+    assert found["gold_probability"] == pytest.approx(2 / 3)
