@@ -26,14 +26,18 @@ def test_log_probabilities_are_those_of_lm_eval_at_any_batch_size(task, batch_si
             for doc in docs
             for choice in loaded.doc_to_choice(doc)
         ]
-        options = dict(tokenizer=toy_tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
+        options = dict(
+            tokenizer=toy_tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
+        )
         ours = harness._language_model()(pretrained=toy_model(), **options).loglikelihood(asked)
         theirs = HFLM(pretrained=toy_model(), **options).loglikelihood(asked)
     assert [found[0] for found in ours] == pytest.approx([found[0] for found in theirs], rel=1e-5)
 
 
 def test_accuracy_is_that_of_the_likeliest_choice(toy_model, toy_tokenizer):
-    rows, items = harness.evaluate(toy_model(), toy_tokenizer, "enigma_knowledge", limit=8, batch_size=4, seed=3)
+    rows, items = harness.evaluate(
+        toy_model(), toy_tokenizer, "enigma_knowledge", limit=8, batch_size=4, seed=3
+    )
     right = [item["value"] for item in items if item["metric"] == "acc"]
     score = next(row for row in rows if row["metric"] == "acc")
     assert score["value"] == pytest.approx(np.mean(right)) and score["n"] == len(right) == 8

@@ -111,24 +111,13 @@ def better_benchmarks(tables: Tables) -> Finding:
 )
 def selection(tables: Tables) -> Finding:
     def omnibus(name: str) -> Part:
-        items = tables.get("sufficiency_items")
-        table = (
-            (items["information"] / items["weight"])
-            .groupby([items["question"], items["principle"]])
-            .first()
-            .unstack()
-        )
+        items = tables.get("sufficiency_items").assign(mean=lambda rows: rows["information"] / rows["weight"])
+        table = items.pivot(index="question", columns="principle", values="mean")
         p_value = scipy_stats.friedmanchisquare(*table.to_numpy().T).pvalue
-        spread = table.mean().std()
-        verdict = SUPPORTED if p_value < 0.05 else UNDECIDED
-        found = Interval(float(spread), math.nan, math.nan)
+        spread = Interval(float(table.mean().std()), math.nan, math.nan)
+        detail, verdict = f"p = {p_value:.2g}, {table.shape[1]} principles", SUPPORTED
         return Part(
-            name,
-            found,
-            len(table),
-            "questions",
-            detail=f"p = {p_value:.2g}, {table.shape[1]} principles",
-            verdict=verdict,
+            name, spread, len(table), "questions", 0.0, detail, verdict if p_value < 0.05 else UNDECIDED
         )
 
     def heldout(name: str) -> Part:
