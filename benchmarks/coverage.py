@@ -1,10 +1,10 @@
-"""`python -m benchmarks.coverage`: does the 95 % interval of stage 1 hold the truth 95 times in 100?
+"""`python -m benchmarks.coverage`: does the 95 % interval of a mean over questions hold the truth 95 times in 100?
 
 A toy whose information is known: a completion under principle k is a point in K dimensions, normal with variance 1 around
 strength x e_k, and its scores are its exact log-likelihoods. Questions differ in strength (log-normal), so the mean over
 questions has the sampling error that a real pool's has, down to its tail: near log K most questions carry all there is and
 a rare one far less. Each cell draws 500 times that many questions and asks whether the interval of
-`enigma.method.stats.mean_interval`, as stage 1 uses it, holds the true information; for comparison the percentile bootstrap.
+`enigma.method.stats.mean_interval` holds the true information; for comparison the percentile bootstrap.
 Writes results/coverage/. A minute or two.
 """
 
@@ -15,7 +15,6 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from enigma.figures.all import WIDTH, styled
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 from scipy.special import log_softmax
@@ -26,6 +25,7 @@ from enigma.record.progress import track
 from enigma.record.results import Results
 
 REPETITIONS, RESAMPLES, SAMPLES = 500, 500, 2
+WIDTH = 7.0  # inches, two columns of a paper
 SPREAD = 0.4  # standard deviation of the logarithm of a question's strength
 TRUTH_QUESTIONS = 20_000
 SHARES = (0.05, 0.5, 0.95)
@@ -35,7 +35,7 @@ COLOURS = {4: "#0072B2", 16: "#D55E00"}
 CAPTION = (
     f"Coverage of the 95 % interval over {REPETITIONS} simulated repetitions, of which the Monte-Carlo error is `error`. "
     f"`of`: a set's bound (K x {SAMPLES} completions of each question) or one principle's ({SAMPLES} completions). `share`: the "
-    "true information over log K. The studentised bootstrap of stage 1, its ends cut to [0, log K]; `uncut_width` is "
+    "true information over log K. The studentised bootstrap, its ends cut to [0, log K]; `uncut_width` is "
     "without the cut, `percentile` the percentile bootstrap on the same draws. Widths are medians, in units of log K."
 )
 
@@ -101,7 +101,6 @@ def cell(of: str, k: int, share: float, questions: int, repetitions: int = REPET
     }
 
 
-@styled
 def draw(frame: pd.DataFrame) -> Figure:
     """Coverage against the number of questions, one panel for each unit and share of log K."""
     figure, grid = plt.subplots(
@@ -138,9 +137,9 @@ def main() -> None:
         (of, k, share, n) for of in ("set", "principle") for k in KS for share in SHARES for n in QUESTIONS
     ]
     frame = pd.DataFrame([cell(*case) for case in track(cells, "coverage", unit="cell")])
-    results.write_table("coverage", frame, CAPTION)
-    seen = " Grey band: 93 to 97 %. Filled: the interval of stage 1, bars its Monte-Carlo error; hollow: percentile."
-    results.save_figure("coverage", draw(frame), CAPTION + seen, inputs=("coverage",))
+    results.write_table("coverage", frame, CAPTION, "benchmarks.coverage")
+    seen = " Grey band: 93 to 97 %. Filled: the studentised bootstrap, bars its Monte-Carlo error; hollow: percentile."
+    results.save_figure("coverage", draw(frame), CAPTION + seen, "benchmarks.coverage", ("coverage",))
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

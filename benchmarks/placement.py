@@ -1,4 +1,4 @@
-"""`python -m benchmarks.placement`: where should a principle stand, and against what should it be told apart?
+"""`python -m benchmarks.placement`: where should a principle stand, and with what should it be compared?
 
 Eight principles and their antitheses on the untrained embedded model, under each placement. One score matrix for each
 placement holds all three contrasts, since a subset of its columns needs no new forward. Writes results/placement/.
@@ -11,19 +11,19 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from enigma.figures.all import WIDTH, styled
 from matplotlib.figure import Figure
 
 from enigma.data.principles import load_pool
 from enigma.data.questions import load_questions
 from enigma.llm.loading import load_model
+from enigma.llm.matched import sample_and_score
 from enigma.llm.prompts import PLACEMENTS
-from enigma.method.stats import mean_interval
+from enigma.method import sufficiency as si
 from enigma.profile import load_profile
 from enigma.record.results import Results
-from enigma.stages.select import Pool, Values, bound_values, measure
 
 PRINCIPLES, QUESTIONS, SAMPLES = 8, 12, 1
+WIDTH = 7.0  # inches, two columns of a paper
 COLOURS = {"system": "#7f7f7f", "question": "#0072B2", "restated": "#D55E00"}
 CAPTION = (
     "Stage 1 under each placement and contrast: {principles} principles and their antitheses, {questions} questions, "
@@ -41,39 +41,38 @@ def contrasts(n: int) -> dict[str, list[list[int]]]:
     }
 
 
-def rows(pool: Pool, placement: str, boot: dict) -> list[dict]:
-    """One row for each contrast."""
-    n = len(pool.principles)
-    scores, source = pool.matrices("reasoning", 0)
+def rows(scores: list, source: list, n: int, placement: str) -> list[dict]:
+    """One row for each contrast, from the (N, 2n) matrices of n principles and their antitheses."""
     made = []
     for contrast, blocks in contrasts(n).items():
-        limit = math.log(len(blocks[0]))
-        whole = np.mean([bound_values(scores, source, keep=keep).row for keep in blocks], axis=0)
-        each = [_principle(scores, source, blocks, i) for i in range(n)]
-        si, own = mean_interval(whole / limit, **boot), [mean_interval(v.row / limit, **boot) for v in each]
+        parts = [si.sampled_information(*si.within(scores, source, block)) for block in blocks]
+        k = len(blocks[0])
+        whole = si.Ratio(*(sum(getattr(p, name).sum(0) for p in parts) for name in si.Ratio._fields))
+        each = [
+            next(_at(p, block.index(i)) for p, block in zip(parts, blocks) if i in block) for i in range(n)
+        ]
+        found = whole.interval(k)
         made.append(
             {
                 "placement": placement,
                 "contrast": contrast,
-                "k": len(blocks[0]),
+                "k": k,
                 "questions": len(scores),
-                "row_bound": si.value * limit,
-                "si": si.value,
-                "si_low": si.low,
-                "si_high": si.high,
-                "carried": sum(interval.low > 0 for interval in own),
-                "spread": float(np.std([v.value for v in own], ddof=1)),
+                "row_bound": found.value * math.log(k),
+                "si": found.value,
+                "si_low": found.low,
+                "si_high": found.high,
+                "carried": sum(one.interval(k).low > 0 for one in each),
+                "spread": float(np.std([one.sufficiency(k) for one in each], ddof=1)),
             }
         )
     return made
 
 
-def _principle(scores, source, blocks: list[list[int]], i: int) -> Values:
-    keep = next(block for block in blocks if i in block)
-    return bound_values(scores, source, principle=keep.index(i), keep=keep)
+def _at(ratio: si.Ratio, i: int) -> si.Ratio:
+    return si.Ratio(ratio.information[i], ratio.weight[i])
 
 
-@styled
 def draw(frame: pd.DataFrame) -> Figure:
     """SI with its interval for each contrast, one colour for each placement."""
     figure, axes = plt.subplots(figsize=(WIDTH * 0.6, 2.2), layout="constrained")
@@ -97,28 +96,20 @@ def main() -> None:
     results = Results(profile.model_copy(update={"name": "placement"}))
     principles = [p for p in load_pool(profile.principles.pool) if p.antithesis][:PRINCIPLES]
     questions = load_questions(profile.questions, "select", QUESTIONS, profile.seeds.data)
-    spec = profile.sufficiency.model_copy(update={"contrast": "both", "samples": SAMPLES, "batch_size": 96})
-    model, tokenizer = load_model(profile.model, profile.seeds.initialisation)
-    boot = dict(resamples=spec.resamples, seed=profile.seeds.bootstrap)
+    spec, texts = profile.sufficiency, [*(p.text for p in principles), *(p.antithesis for p in principles)]
+    options = {"samples": SAMPLES, "max_tokens": spec.max_tokens, "batch_size": spec.batch_size}
+    options["seed"] = profile.seeds.sampling
+    loaded = load_model(profile.model, profile.seeds.initialisation)
     made = []
     for placement in PLACEMENTS:
-        pool = measure(
-            model,
-            tokenizer,
-            principles,
-            questions,
-            spec=spec,
-            placement=placement,
-            demonstration=profile.prompts.demonstration,
-            seed=profile.seeds.sampling,
-            folder=results.runs / placement,
-            key=f"{profile.hash}-{placement}",
-        )
-        made += rows(pool, placement, boot)
+        style = {"placement": placement, "demonstration": profile.prompts.demonstration}
+        found = sample_and_score(*loaded, questions, texts, style, **options)
+        scores, source = [row["reasoning"] for row in found], [row["source"] for row in found]
+        made += rows(scores, source, len(principles), placement)
     frame = pd.DataFrame(made)
     caption = CAPTION.format(principles=len(principles), questions=len(questions), samples=SAMPLES)
-    results.write_table("placement", frame, caption)
-    results.save_figure("placement", draw(frame), caption, inputs=("placement",))
+    results.write_table("placement", frame, caption, "benchmarks.placement")
+    results.save_figure("placement", draw(frame), caption, "benchmarks.placement", ("placement",))
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -1,7 +1,7 @@
 """`python -m benchmarks.sweep`: what the weights of the extra terms do to format, legibility and fluency.
 
-Trains the arms of benchmarks/sweep.yaml on the high-SI set that the cpu profile chose, and writes results/sweep/. An
-interrupted sweep goes on where it stopped. Judged on held-out questions by the strict format rate, the row bound with
+Trains the arms of benchmarks/sweep.yaml on its high-SI set, and writes results/sweep/. An interrupted sweep goes on where
+it stopped. Judged on held-out questions by the strict format rate, the row bound with
 the untrained model as critic and the perplexity under it; never by a benchmark.
 """
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from enigma.figures.all import WIDTH, styled
 from matplotlib.figure import Figure
 
 from enigma.profile import BASE, load_profile
 from enigma.record.results import Results
-from enigma.stages import train as training
+from enigma.stages import legibility, select, train
 
+WIDTH = 7.0  # inches, two columns of a paper
 HELD = {"none": ("#D55E00", "o", "-"), "Sinkhorn": ("#0072B2", "s", "--"), "KL": ("#009E73", "^", "")}
 # Column, label, column of the faint marks, limits. With six questions some intervals are far longer than the panel.
 PANELS = (
@@ -36,9 +36,9 @@ CAPTION = (
 
 def table(profile, results) -> pd.DataFrame:
     """One row for each arm and one for the untrained model: its settings, and how its completions turned out."""
-    made = training.run(profile, results)
-    drift = made["training"].groupby("arm").sinkhorn.last()
-    frame = made["legibility"].drop(columns=["set", "k", "seed"])
+    select.run(profile, results)
+    drift = train.run(profile, results)["training"].groupby("arm").sinkhorn.last()
+    frame = legibility.run(profile, results)["legibility"].drop(columns=["set", "k", "seed"])
     arms = [profile.arms.get(arm) for arm in frame.arm]
     frame.insert(1, "lambda_sami", [arm.lambda_sami if arm else np.nan for arm in arms])
     frame.insert(2, "held_by", [_held_by(arm) if arm else "" for arm in arms])
@@ -51,7 +51,6 @@ def _held_by(arm) -> str:
     return "Sinkhorn" if arm.lambda_ot else "KL" if arm.beta else "none"
 
 
-@styled
 def draw(frame: pd.DataFrame) -> Figure:
     """Four panels against the coefficient of the SAMI term; a line for what bounds the drift."""
     figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 4.4), layout="constrained", sharex=True)
@@ -89,13 +88,11 @@ def draw(frame: pd.DataFrame) -> Figure:
 def main() -> None:
     profile = load_profile(Path(__file__).with_suffix(".yaml"))
     results = Results(profile)
-    chosen = Results(load_profile("cpu")).read_yaml("selection")
-    results.write_yaml("selection", chosen, "The sets that the cpu profile chose.")
     frame = table(profile, results)
     caption = CAPTION.format(steps=profile.trainer.max_steps, questions=profile.sufficiency.heldout)
-    results.write_table("sweep", frame, caption, inputs=("training", "legibility"))
+    results.write_table("sweep", frame, caption, "benchmarks.sweep", ("training", "legibility"))
     faint = " Faint hollow marks in (b): the model's own critic. Intervals are cut at the panels' edges."
-    results.save_figure("sweep", draw(frame), caption + faint, inputs=("sweep",))
+    results.save_figure("sweep", draw(frame), caption + faint, "benchmarks.sweep", ("sweep",))
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

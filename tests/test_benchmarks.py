@@ -1,0 +1,36 @@
+"""The measurements beside the stages: their arithmetic on cases with a known answer, and their settings."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import coverage, growth, placement, sweep
+from enigma.profile import load_profile
+
+
+def test_placement_counts_what_each_contrast_tells_apart():
+    """Two principles that are certain against everything, except that principle 1 reads as its antithesis does."""
+    scores = np.full((4, 4), -50.0)
+    np.fill_diagonal(scores, 0)
+    scores[1, 3] = scores[3, 1] = 0
+    found = {
+        row["contrast"]: row
+        for row in placement.rows([scores.tolist()] * 3, [[0, 1, 2, 3]] * 3, 2, "question")
+    }
+    assert found["others"]["si"] == pytest.approx(1) and found["others"]["carried"] == 2
+    assert found["antithesis"]["si"] == pytest.approx(0.5) and found["antithesis"]["carried"] == 1
+    assert found["both"]["row_bound"] == pytest.approx(math.log(4) - math.log(2) / 2)
+
+
+def test_the_interval_of_a_mean_holds_a_known_truth():
+    row = coverage.cell("set", 4, 0.5, 12, repetitions=40)
+    assert row["information"] == pytest.approx(0.5 * math.log(4), rel=0.01)
+    assert row["coverage"] > 0.8 and 0 < row["width"] < 1
+
+
+def test_the_sweep_is_a_profile_and_names_what_holds_each_arm():
+    profile = load_profile(Path(sweep.__file__).with_suffix(".yaml"))
+    assert {sweep._held_by(arm) for arm in profile.arms.values()} == set(sweep.HELD)
+    assert growth.VARIED.keys() == growth.BASE.keys()
