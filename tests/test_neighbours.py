@@ -1,0 +1,129 @@
+"""The neighbours' equations on small cases that were worked out by hand or by another route."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from enigma.llm.optimisers import Scion, build, orthogonalised
+from enigma.llm.steering import draw, steering_weights
+from enigma.method.complexity import lempel_ziv_bits, lempel_ziv_phrases, matched_bits
+from enigma.method.infomec import infomec, permutation_null
+
+# ---- optimisers
+
+
+@pytest.mark.parametrize("shape", [(16, 60), (60, 16), (8, 8)])
+def test_newton_schulz_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    inner = u.T @ orthogonalised(matrix) @ vt.T
+    values = inner.diagonal()
+    assert (inner - values.diag()).abs().max() < 1e-3
+    assert 0.6 < values.min() and values.max() < 1.3
+    assert orthogonalised(torch.zeros(shape)).abs().max() == 0
+
+
+def test_a_scion_step_has_the_spectral_norm_that_it_asks_for_and_follows_the_momentum():
+    weight = torch.nn.Parameter(torch.zeros(12, 3))
+    first, second = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(1))
+    optimiser = Scion([weight], lr=0.01, momentum=0.1, radius=2.0)
+    weight.grad = first
+    optimiser.step()
+    # sqrt(12 / 3) = 2, so each step is 0.01 * 2 * 2 times an almost orthogonal matrix, however small the gradient.
+    assert torch.allclose(weight, -0.04 * orthogonalised(first), atol=1e-5)
+    before, weight.grad = weight.detach().clone(), second
+    optimiser.step()
+    momentum = 0.9 * 0.1 * first + 0.1 * second
+    assert torch.allclose(weight - before, -0.04 * orthogonalised(momentum), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scion", "muon"])
+def test_an_optimiser_takes_what_is_trained_and_goes_downhill(name):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6, bias=False), torch.nn.Linear(6, 2, bias=False))
+    model[1].requires_grad_(False)
+    optimiser = build(name, model, 0.05)
+    assert [len(group["params"]) for group in optimiser.param_groups] == [1]
+    x, losses = torch.randn(32, 4), []
+    for _ in range(20):
+        loss = (model(x) - 1).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert build("adamw", model, 0.05) is None
+
+
+# ---- model steering
+
+
+def test_steering_weights_are_the_closed_form_and_shuffled_ones_a_permutation():
+    weights = steering_weights([0.9, 0.5, 0.5], [0.4, 0.5, 0.7], tau=0.5)
+    expected = [math.exp(1.0), 1.0, math.exp(-0.4)]
+    assert weights == pytest.approx(np.array(expected) / sum(expected))
+    assert steering_weights([1, 0], [0, 1], 1e-3) == pytest.approx([1, 0])  # no overflow
+    assert draw(["a", "b"], [1.0, 0.0], seed=0) == ["a", "a"]
+    assert {draw(list(range(50)), np.eye(50)[7], seed=s, shuffled=True)[0] for s in range(5)} != {7}
+    many = draw(list(range(4)) * 5000, np.tile([0.1, 0.2, 0.3, 0.4], 5000) / 5000, seed=1)
+    assert np.bincount(many) / len(many) == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.02)
+
+
+# ---- Lempel-Ziv
+
+
+def test_lempel_ziv_phrases_of_the_classical_example():
+    assert lempel_ziv_phrases("0001101001000101") == 6  # 0 001 10 100 1000 101
+    assert [lempel_ziv_phrases(text) for text in ("", "a", "aaaa", "abab", "abc")] == [0, 1, 2, 3, 3]
+    assert lempel_ziv_bits("0001101001000101") == 6 * 4 / 16
+
+
+def test_lempel_ziv_bits_near_the_entropy_rate_and_zero_for_a_loop():
+    coin = "".join(map(str, np.random.default_rng(0).integers(0, 2, 20_000)))
+    assert lempel_ziv_bits(coin) == pytest.approx(1, abs=0.1)
+    assert lempel_ziv_bits("no news " * 2500) < 0.02
+    long, short = matched_bits([coin, coin], [coin[:4000]])
+    assert long == short
+
+
+# ---- InfoMEC
+
+
+def sources(n=400):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 2, (n, 2)), rng
+
+
+def test_infomec_where_each_dimension_is_a_source():
+    s, rng = sources()
+    found = infomec(s + 0.01 * rng.normal(size=s.shape), s)
+    assert found == pytest.approx((1, 1, 1), abs=0.1)
+
+
+def test_infomec_of_a_source_that_two_dimensions_share():
+    """Source 0 in two of three dimensions: (1/2 - 1/3) / (1 - 1/3) = 1/4; source 1 in one: 1; their mean 5/8."""
+    s, rng = sources()
+    found = infomec(s[:, [0, 0, 1]] + 0.01 * rng.normal(size=(len(s), 3)), s)
+    assert found.modularity == pytest.approx(1, abs=0.1)
+    assert found.compactness == pytest.approx(5 / 8, abs=0.05)
+
+
+def test_infomec_of_mixed_dimensions_is_explicit_and_not_modular():
+    """Sum and difference of two bits: each tells both alike, so modularity is 0, and a line still reads either."""
+    s, rng = sources()
+    mixed = s @ np.array([[1, 1], [1, -1]]) + 0.01 * rng.normal(size=s.shape)
+    found = infomec(mixed, s)
+    assert found.modularity < 0.15 and found.compactness < 0.15 and found.explicitness > 0.85
+
+
+def test_infomec_of_noise_is_not_above_its_null_and_of_labels_is():
+    rng = np.random.default_rng(2)
+    labels, groups = np.tile(np.arange(3), 16), np.repeat(np.arange(16), 3)
+    noise = rng.normal(size=(48, 4))
+    _, null = permutation_null(noise, labels, groups, 19)
+    assert infomec(noise, labels[:, None] == np.arange(3), groups).explicitness < 0.1
+    told, null = permutation_null(noise + 4 * np.eye(4)[labels], labels, groups, 19)
+    assert told.explicitness > max(one.explicitness for one in null)
+    with pytest.raises(ValueError, match="one value"):
+        infomec(noise, np.zeros((48, 2)))
