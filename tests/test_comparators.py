@@ -1,6 +1,7 @@
 """The comparators' rewards: known orders, an independent recomputation, and arms that train with them."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from enigma.errors import InputError
 from enigma.llm import fetch
 from enigma.llm.fetch import cache_folder
 from enigma.llm.prompts import messages
-from enigma.llm.rewards import FollowingReward, SemanticReward
+from enigma.llm.rewards import (
+    Context,
+    FollowingReward,
+    ReferenceReward,
+    SalmonReward,
+    SemanticReward,
+    ShuffledReward,
+)
 
 encoder = pytest.mark.skipif(
     not list(cache_folder().glob("all-minilm-l6-v2-*/model.safetensors")),
@@ -104,3 +112,51 @@ def test_a_principle_that_is_not_there_is_followed_neither_more_nor_less(toy_mod
         [0] * 4, abs=1e-5
     )
     assert reward(prompts=asked[:1], completion_ids=[[]], question=QUESTIONS[:1]) == [0]
+
+
+PRINCIPLES = [Principle("brief", "be brief"), Principle("shout", "shout"), Principle("ask", "ask back")]
+
+
+def context(model, tokenizer):
+    return Context(PRINCIPLES, tokenizer, STYLE, "cpu", lambda: contextlib.nullcontext(model), 6, 3)
+
+
+def at(step):
+    return SimpleNamespace(global_step=step)
+
+
+def test_salmon_is_the_signed_mean_of_following_each_drawn_principle(toy_model, toy_tokenizer):
+    model = toy_model().eval()
+    salmon = SalmonReward(context(model, toy_tokenizer))
+    plain = FollowingReward(toy_tokenizer, lambda: contextlib.nullcontext(model), **STYLE)
+    found = salmon(completion_ids=COMPLETIONS, question=QUESTIONS, trainer_state=at(2))
+    for i, question in enumerate(QUESTIONS):
+        judges = salmon.drawn(question, 2)
+        each = [
+            sign
+            * plain(
+                [messages(question, p.text, **STYLE)], completion_ids=[COMPLETIONS[i]], question=[question]
+            )[0]
+            for p, sign in judges
+        ]
+        assert found[i] == pytest.approx(sum(each) / len(judges), abs=1e-4)
+    draws = [salmon.drawn("a?", step) for step in range(200)]
+    assert {len(one) for one in draws} == {1, 2, 3} and draws[5] == salmon.drawn("a?", 5)
+    assert abs(sum(sign for one in draws for _, sign in one)) < 60
+
+
+@encoder
+def test_a_reference_explanation_is_most_like_itself_and_written_once(toy_model, toy_tokenizer):
+    reward = ReferenceReward(context(toy_model().eval(), toy_tokenizer))
+    asked = [messages(q, "shout", **STYLE) for q in ("a?", "b?")]
+    reward.explanations = lambda prompts: ["the cat sat on the mat", "we pay tax in spring"][: len(prompts)]
+    found = reward([said("the cat sat on the mat")] * 2, asked)
+    assert found[0] == pytest.approx(1, abs=1e-5) and found[1] < 0.5
+    reward.explanations = lambda prompts: pytest.fail("written again")
+    assert reward([said("")], asked[:1]) == [0]
+
+
+def test_a_shuffled_reward_has_the_same_values_in_another_order():
+    reward = ShuffledReward(lambda **kwargs: list(range(20)), seed=1)
+    one, again, other = (reward(trainer_state=at(step)) for step in (1, 1, 2))
+    assert one == again != other and sorted(one) == sorted(other) == list(range(20)) != one

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,18 +23,21 @@ from enigma.errors import InputError
 from enigma.llm import prompts as chat
 from enigma.llm.loading import load_encoder
 from enigma.llm.matched_sets import own_scores
+from enigma.llm.states import greedy_completions
 from enigma.method.rewards import TAGS
 
 
 class Context(NamedTuple):
-    """What a reward may need: the arm's principles, the tokenizer, placement and demonstration, the device, and a
-    context with the untrained model."""
+    """What a reward may need: the arm's principles, the tokenizer, placement and demonstration, the device, a context
+    with the untrained model, the longest completion in tokens, and a seed for what it draws."""
 
     principles: Sequence[Principle]
     tokenizer: object
     style: dict
     device: torch.device | str
     reference: Callable[[], AbstractContextManager]
+    max_tokens: int = 48
+    seed: int = 0
 
 
 REWARDS: dict[str, Callable[[Context], Callable]] = {}
@@ -114,10 +118,57 @@ class SemanticReward:
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
     def __call__(self, completions, principle, **kwargs) -> list[float]:
+        return self.similarities(completions, torch.stack([self.targets[name] for name in principle]))
+
+    def similarities(self, completions, targets: Tensor) -> list[float]:
+        """Cosine of each completion's text with its row of `targets` (N, 384); 0 without text."""
         texts = [_untagged(completion[0]["content"]) for completion in completions]
-        targets = torch.stack([self.targets[name] for name in principle])
         similarity = (self.embed(texts) * targets).sum(-1).tolist()
         return [value if text else 0.0 for text, value in zip(texts, similarity, strict=True)]
+
+
+class ReferenceReward(SemanticReward):
+    """Cosine similarity of a completion and a reference explanation, in [-1, 1].
+
+    The reference is what the untrained model writes greedily to the very same prompt, principle and all; it is written
+    once for each prompt. Source: arXiv 2509.13081. Departures [D]: the paper's references are written by a stronger model;
+    with the untrained one the reward pays for staying near what the model already says. Otherwise as `SemanticReward`.
+    """
+
+    def __init__(self, context: Context):
+        super().__init__(context.principles, context.device)
+        self.context = context
+        self.written: dict[str, Tensor] = {}
+
+    def __call__(self, completions, prompts, **kwargs) -> list[float]:
+        keys = [repr(messages) for messages in prompts]
+        new = {key: messages for key, messages in zip(keys, prompts) if key not in self.written}
+        if new:
+            texts = self.explanations(list(new.values()))
+            self.written |= zip(new, self.embed([_untagged(text) or " " for text in texts]), strict=True)
+        return self.similarities(completions, torch.stack([self.written[key] for key in keys]))
+
+    def explanations(self, prompts: list) -> list[str]:
+        """What the untrained model writes to each prompt (messages), token by token the likeliest."""
+        tokenizer = self.context.tokenizer
+        encoded = [chat.encode(tokenizer, messages) for messages in prompts]
+        with self.context.reference() as model:
+            written = greedy_completions(model, tokenizer, encoded, self.context.max_tokens, len(encoded))
+        return tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+class ShuffledReward:
+    """A control: another reward's values, dealt out anew over the completions of a step, so that they mean nothing."""
+
+    __name__ = NAME
+
+    def __init__(self, reward: Callable, seed: int):
+        self.reward, self.seed = reward, seed
+
+    def __call__(self, trainer_state, **kwargs) -> list[float]:
+        values = list(self.reward(trainer_state=trainer_state, **kwargs))
+        random.Random(f"{self.seed} {trainer_state.global_step}").shuffle(values)
+        return values
 
 
 class FollowingReward:
@@ -149,6 +200,44 @@ class FollowingReward:
         return scores.logps[cells].sum(-1) / scores.mask[cells].sum(-1).clamp(min=1)
 
 
+class SalmonReward(FollowingReward):
+    """mean_s sign_s [log p_0(y | x, c_s) - log p_0(y | x)] over a random subset s of the arm's principles, nats per token.
+
+    Each drawn principle is negated with probability 1/2, which turns its sign. One draw for each question and step, so
+    that the completions of a matched set are judged alike. Source: SALMON, arXiv 2310.05910. Departures [D]: the judge is
+    the untrained model, not a trained reward model; the negation is a sign and not a text; and it is drawn while the
+    policy learns, where SALMON negates in the reward model's training. The policy is not told the sign, so the reward's
+    mean over draws is zero for every completion: what the arm shows is what such noise costs.
+    """
+
+    def __init__(self, context: Context):
+        super().__init__(context.tokenizer, context.reference, **context.style)
+        self.principles, self.seed = list(context.principles), context.seed
+
+    def drawn(self, question: str, step: int) -> list[tuple[Principle, int]]:
+        """The principles that judge a question at a step, at least one, each with its sign."""
+        generator = random.Random(f"{self.seed} {step} {question}")
+        count = generator.randint(1, len(self.principles))
+        return [(p, generator.choice((-1, 1))) for p in generator.sample(self.principles, count)]
+
+    @torch.no_grad()
+    def __call__(self, completion_ids, question, trainer_state, **kwargs) -> list[float]:
+        asked, rows, signs = [], [], []
+        for text in dict.fromkeys(question):
+            mine = [i for i, other in enumerate(question) if other == text]
+            judges = [(p.text, s) for p, s in self.drawn(text, trainer_state.global_step)]
+            untold = (None, -sum(s for _, s in judges))
+            for principle, sign in [*judges, untold]:
+                asked += [chat.messages(text, principle, **self.style)] * len(mine)
+                rows, signs = rows + mine, signs + [sign / len(judges)] * len(mine)
+        with self.reference() as model:
+            logps = self._mean_logps(model, asked, [completion_ids[i] for i in rows])
+        found = [0.0] * len(question)
+        for i, sign, value in zip(rows, signs, logps.tolist(), strict=True):
+            found[i] += sign * value
+        return found
+
+
 def _untagged(text: str | None) -> str:
     for tag in TAGS:
         text = (text or "").replace(tag, " ")
@@ -163,3 +252,18 @@ def _semantic(context: Context) -> SemanticReward:
 @reward("following")
 def _following(context: Context) -> FollowingReward:
     return FollowingReward(context.tokenizer, context.reference, **context.style)
+
+
+@reward("semantic_reference")
+def _semantic_reference(context: Context) -> ReferenceReward:
+    return ReferenceReward(context)
+
+
+@reward("semantic_reference_shuffled")
+def _semantic_reference_shuffled(context: Context) -> ShuffledReward:
+    return ShuffledReward(ReferenceReward(context), context.seed)
+
+
+@reward("salmon")
+def _salmon(context: Context) -> SalmonReward:
+    return SalmonReward(context)

@@ -72,7 +72,8 @@ def greedy_completions(
 ) -> list[list[int]]:
     """The model's most likely continuation of each prompt, token by token, its end token included."""
     ends, completions = end_tokens(model, tokenizer), []
-    for rows in track(list(batches(len(prompts), batch_size)), "greedy completions", unit="batch"):
+    parts = list(batches(len(prompts), batch_size))
+    for rows in track(parts, "greedy completions", unit="batch") if len(parts) > 1 else parts:
         completions += draw_completions(model, [prompts[i] for i in rows], max_tokens, ends, greedy=True)
     return completions
 

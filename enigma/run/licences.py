@@ -22,7 +22,7 @@ USERS = "the user's own"
 def licences(profile, packages: Sequence[str]) -> dict:
     """{"code", "model", "encoder" where an arm's reward needs one, "questions", "principles", "tasks": {name: licence}, "packages": {name: licence}}."""
     model, questions = profile.model, profile.questions
-    encoder = {"encoder": ENCODER} if any(arm.reward == "semantic" for arm in profile.arms.values()) else {}
+    encoder = {"encoder": ENCODER} if any("semantic" in arm.reward for arm in profile.arms.values()) else {}
     of_model = {
         "embedded": EMBEDDED,
         "random": f"none (random weights); tokenizer: {EMBEDDED}",
