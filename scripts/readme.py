@@ -72,8 +72,7 @@ def table(root: Path, profile: str, name: str) -> str:
 
 
 def rules(root: Path, profile: str) -> str:
-    rows = [{"id": c.id, "claim": c.text, "source": c.source, "rule": c.rule} for c in claims.REGISTRY]
-    return compact(pd.DataFrame(rows))
+    return compact(pd.DataFrame(map(vars, claims.REGISTRY))[["id", "text", "source", "rule"]])
 
 
 def verdicts(root: Path, profile: str) -> str:
@@ -99,7 +98,6 @@ def costs(root: Path, profile: str) -> str:
 
 
 def measured(root: Path, file: str, part: str, columns: str = "") -> str:
-    """Rows of a JSON file below benchmarks/, and the machine that they are of where it says so."""
     found = json.loads((root / "benchmarks" / f"{file}.json").read_bytes())
     rows, on = pd.DataFrame(found[part]).round(2), found.get("machine")
     end = f"\n{on['device']}, {on['threads']} threads, {on['dtype']}, TRL {on['trl']}." if on else ""
