@@ -233,9 +233,8 @@ class EnigmaTrainer(GRPOTrainer):
 
     def log(self, logs: dict, *args, **kwargs) -> None:
         if "grad_norm" in logs:
-            norm = torch.tensor(
-                float(logs["grad_norm"]), device=self.accelerator.device
-            )  # NCCL reduces no CPU tensor
+            # On the device: NCCL reduces no tensor of the CPU.
+            norm = torch.tensor(float(logs["grad_norm"]), device=self.accelerator.device)
             self._stop_unless_finite("gradient", norm, "its norm")
             logs["grad_clipped"] = float(0 < self.args.max_grad_norm < logs["grad_norm"])
         super().log(logs, *args, **kwargs)
@@ -251,9 +250,8 @@ class EnigmaTrainer(GRPOTrainer):
         **kwargs,
     ):
         """TRL's hook for its own loss: the packed forward's values in place of a dense forward's."""
-        if any(
-            kwargs.get(key) is not None for key in ("pixel_values", "token_type_ids", "mm_token_type_ids")
-        ):
+        images = ("pixel_values", "token_type_ids", "mm_token_type_ids")
+        if any(kwargs.get(key) is not None for key in images):
             raise ValueError("EnigmaTrainer scores text only; the inputs hold images")
         if self._scores is not None:
             return self._scores.logps, self._scores.entropy, None
@@ -268,10 +266,8 @@ class EnigmaTrainer(GRPOTrainer):
         with self.accelerator.autocast():
             scores, cells = own_scores(model, prompts, completions, tuple(self.args.ot_layers), entropy)
         self._reference_hidden = pad_tokens(scores.hidden[cells], longest)
-        return (
-            pad_tokens(scores.logps[cells], longest),
-            pad_tokens(scores.entropy[cells], longest) if entropy else None,
-        )
+        entropies = pad_tokens(scores.entropy[cells], longest) if entropy else None
+        return pad_tokens(scores.logps[cells], longest), entropies
 
     # The loss.
 
@@ -359,9 +355,8 @@ class EnigmaTrainer(GRPOTrainer):
         lengths = [
             reasoning_tokens(self._tokenizer, row[keep.bool()].tolist()) for row, keep in zip(ids, mask)
         ]
-        return (
-            torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
-        )
+        places = torch.arange(ids.shape[1], device=ids.device)
+        return places < torch.tensor(lengths, device=ids.device)[:, None]
 
     def _divergence(self, scores: MatchedScores, inputs) -> tuple[Tensor, Tensor]:
         """(sets, layers): Sinkhorn divergence between the policy's and the reference's hidden states; and the share
