@@ -42,13 +42,6 @@ def test_degenerate_samples():
     assert np.isnan(mean_interval([]).value)
 
 
-def test_excludes():
-    interval = mean_interval([1.0, 1.1, 0.9, 1.05, 0.95])
-    assert interval.excludes(0.0)
-    assert not interval.excludes(1.0)
-    assert not mean_interval([1.0]).excludes(0.0)
-
-
 def test_a_matrix_with_a_bright_diagonal_has_the_smallest_p_value_and_a_flat_one_none():
     values, p_value = own_label_test(np.eye(7), seed=0)
     assert values == pytest.approx(np.ones(7))

@@ -17,10 +17,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def excludes(self, point: float) -> bool:
-        """Whether `point` lies outside the interval. False where an end is not a number."""
-        return bool(self.low > point or self.high < point)
-
 
 def mean_interval(
     values,

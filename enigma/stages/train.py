@@ -408,18 +408,6 @@ def _check(steps: pd.DataFrame, groups: pd.DataFrame, seed: int) -> dict:
     }
 
 
-def transcripts(raw: dict, count: int) -> pd.DataFrame:
-    """The first `count` completions of the first and the last step of every run, as text."""
-    rows = []
-    for run in raw["runs"]:
-        kept = pd.DataFrame(run["rollouts"])
-        for step in (kept.step.min(), kept.step.max()):
-            rows.append(kept[kept.step == step].head(count).assign(arm=run["arm"], seed=run["seed"]))
-    table = pd.concat(rows, ignore_index=True)
-    table["graded"] = table.completion.map(graded_format)
-    return table[["arm", "seed", "step", "principle", "question", "completion", "graded"]]
-
-
 def run(profile, results) -> dict[str, pd.DataFrame]:
     """Stage 2: train every (arm, seed). Returns and writes the tables; raises as `measure` does."""
     return stages.run(sys.modules[__name__], profile, results)
