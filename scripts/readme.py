@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- measured:(\w+)(?: (\w+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Block and table below results/reference/PROFILE: its columns; a column with an interval shows it.
 TABLES = {
-    "claims": "id claim measure value over detectable verdict",
+    "claims": "id claim measure value units over detectable verdict",
     "setting": "what paper source here",
     "training_checks": "arm seed reward_start reward_end gain zero_spread_share",
     "sweep": "lambda_sami held_by budget reward_strict row_bound_base_critic perplexity_base drift",

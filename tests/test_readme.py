@@ -59,7 +59,7 @@ def test_a_published_profile_fills_its_blocks(tmp_path):
     filled, absent = readme.fill(text, published(tmp_path))
     assert "supported 1, not supported 1, undecided 0, not tested 1" in filled
     assert "`make reproduce` 12 minutes and 3.0 GB" in filled and "| all | 12 | 3 |" in filled
-    assert "| 0.5 [0.25, 0.75] | seeds |" in filled and "| not measured |" in filled
+    assert "| 0.5 [0.25, 0.75] | 6 | seeds |" in filled and "| not measured |" in filled
     assert (
         absent == ["setting: results/reference/cpu/tables/setting.csv is not there"]
         and filled.count("old") == 1
