@@ -112,3 +112,14 @@ def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
     assert cost.dollars == pytest.approx(cost.gpu_hours * costs.GPU_PRICE)
     for processes in (1, 2, 4, 8):
         jobs.share(profile.trainer, processes)
+
+
+def test_the_probe_fits_its_ten_minutes_and_the_gpu_profile_its_hour():
+    """An arm's own number of steps counts. Kernels and models start five times, 15 s each."""
+    for name, minutes in (("probe", 10), ("gpu", 60)):
+        profile = load_profile(name)
+        size = sizes(profile)
+        cost = costs.total(
+            profile, costs.shape_of(profile.model), size.selection_completions, size.benchmark_prompts
+        )
+        assert minutes / 3 < cost.gpu_hours * 60 + 5 / 4 < minutes

@@ -35,7 +35,7 @@ def changed(tmp_path, *changes):
     return path
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper", "probe"])
 def test_built_in_profiles_are_valid_and_named_after_their_file(name):
     profile = load_profile(name)
     text = (BUILTIN / f"{name}.yaml").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_built_in_profiles_are_valid_and_named_after_their_file(name):
 
 
 def test_no_other_built_in_profile():
-    assert builtin_names() == ["cpu", "gpu", "paper", "smoke", "study"]
+    assert builtin_names() == ["cpu", "gpu", "paper", "probe", "smoke", "study"]
 
 
 def test_importing_and_loading_loads_no_model_library():
@@ -245,7 +245,7 @@ def test_broken_yaml_is_one_line(tmp_path, text, expected):
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path):
-    with pytest.raises(InputError, match="expected one of cpu, gpu, paper, smoke, study; correct"):
+    with pytest.raises(InputError, match="expected one of cpu, gpu, paper, probe, smoke, study; correct"):
         load_profile("cpux")
     with pytest.raises(InputError, match="no such file"):
         load_profile(tmp_path / "none.yaml")
@@ -282,7 +282,7 @@ def test_sizes_by_hand():
     assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
     assert size.selection_completions == 16 * 12
     gpu = sizes(load_profile("gpu"))
-    assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (33, 64 * 128, 33 * 150)
+    assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (9, 64 * 128, 9 * 40)
     assert sizes(load_profile("smoke")).minutes < size.minutes < gpu.minutes
 
 

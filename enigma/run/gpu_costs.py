@@ -146,8 +146,11 @@ def total(profile, shape: Shape, selected: int, items: int) -> Cost:
     an upper end.
     """
     trainer, spec = profile.trainer, profile.sufficiency
-    steps = [step(shape, trainer, profile.arms[arm].lambda_sami > 0) for arm, _ in profile.runs()]
-    training = trainer.max_steps * sum(one.seconds for one in steps)
+    arms = [profile.arms[arm] for arm, _ in profile.runs()]
+    steps = [step(shape, trainer, arm.lambda_sami > 0) for arm in arms]
+    training = sum(
+        (arm.max_steps or trainer.max_steps) * one.seconds for arm, one in zip(arms, steps, strict=True)
+    )
     columns = selected // (spec.questions * spec.samples)  # the pool's principles
     rate = PEAK_FLOPS * TRAIN_UTILISATION
     selection = selected / spec.batch_size * spec.max_tokens * shape.layers * LAYER_SECONDS
