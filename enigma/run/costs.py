@@ -1,4 +1,4 @@
-"""What a profile amounts to: sizes by arithmetic, time and memory by rates that were measured on two CPU cores.
+"""What a profile amounts to: sizes by arithmetic, time by measured rates and by how fast this machine multiplies now.
 
 The rates are of the embedded model (134.5 M parameters); other models are scaled by their parameters. An estimate to plan
 by, not a promise. For GPUs see `enigma.run.gpu_costs`.
@@ -10,22 +10,18 @@ from dataclasses import dataclass
 
 from enigma.data.principles import load_pool
 from enigma.profile import Profile
+from enigma.run import resources
 
 EMBEDDED_PARAMETERS = 134.5e6
 EMBEDDED_VOCABULARY = 49_152
 HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
-# Per second on two cores, by the default profile's run. sample: completion tokens drawn; score: completion tokens times
-# principles read; train: completion tokens times principles, forward and backward; prompts: benchmark prompts with all
-# their choices; states: tokens of one model through the geometry.
-RATES = {
-    "bfloat16": {"sample": 150.0, "score": 1500.0, "train": 260.0, "prompts": 14.0, "states": 110.0},
-    "float32": {"sample": 110.0, "score": 800.0, "train": 150.0, "prompts": 9.0, "states": 75.0},
-}
+# Per second and for each 100 GFLOPS of matrix products, by the default profile's run. sample: completion tokens drawn;
+# score: completion tokens times principles read; train: completion tokens times principles, forward and backward;
+# prompts: benchmark prompts with all their choices; states: tokens of one model through the geometry.
+RATES = {"sample": 60.0, "score": 220.0, "train": 70.0, "prompts": 5.0, "states": 45.0}
 START_SECONDS = 15.0  # a notebook's kernel, imports and model
-MEMORY_GB = {
-    "bfloat16": 2.9,
-    "float32": 3.6,
-}  # of a run of the default profile, of which BASE_GB are libraries
+# Of a run of the default profile, of which BASE_GB are libraries.
+MEMORY_GB = {True: 3.4, False: 4.8}  # whether it computes in bfloat16
 BASE_GB = 1.2
 DEFAULT_TOKENS = 768  # of a device batch of the default profile
 ADAPTER_SHARE = 0.007  # of the model's parameters: LoRA r=16 on two projections
@@ -42,7 +38,7 @@ OWN_PROMPTS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a profile amounts to; None where the model's size is not known in advance. `minutes`: on two CPU cores."""
+    """What a profile amounts to; None where the model's size is not known in advance. `minutes`: on this CPU."""
 
     runs: int
     total_steps: int
@@ -78,13 +74,12 @@ def sizes(profile: Profile) -> Sizes:
 
 
 def stage_minutes(profile: Profile) -> dict[str, float]:
-    """Minutes of each stage on two CPU cores where nothing is kept; empty where the model's size is not known."""
+    """Minutes of each stage on this machine's CPU where nothing is kept; empty where the model's size is not known."""
     parameters = parameters_of(profile.model)
     if parameters is None:
         return {}
-    from enigma.llm.loading import computes_in_bfloat16
-
-    rate = RATES["bfloat16" if profile.model.dtype == "bfloat16" and computes_in_bfloat16() else "float32"]
+    speed = resources.gflops(profile.model.dtype) / 100
+    rate = {name: value * speed for name, value in RATES.items()}
     trainer, spec, size, k = (
         profile.trainer,
         profile.sufficiency,
@@ -138,9 +133,9 @@ def _prompts(profile: Profile) -> int:
 
 
 def _memory_gb(profile: Profile, parameters: float) -> float:
+    from enigma.llm.loading import computes_in_bfloat16
+
+    half = profile.model.dtype == "bfloat16" and computes_in_bfloat16()
     trainer = profile.trainer
     tokens = trainer.per_device_train_batch_size * trainer.max_completion_length / DEFAULT_TOKENS
-    return (
-        BASE_GB
-        + (MEMORY_GB[profile.model.dtype] - BASE_GB) * max(1.0, tokens) * parameters / EMBEDDED_PARAMETERS
-    )
+    return BASE_GB + (MEMORY_GB[half] - BASE_GB) * max(1.0, tokens) * parameters / EMBEDDED_PARAMETERS

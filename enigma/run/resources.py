@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +27,23 @@ def size_on_disk(folder: Path) -> int:
 def free_memory() -> int:
     """Free bytes of the largest GPU where there is one, else of the machine within the limits of its control groups."""
     return _gpu() or min(psutil.virtual_memory().available, *_control_groups())
+
+
+@functools.cache
+def gflops(dtype: str) -> float:
+    """10^9 floating-point operations a second in products of matrices as the model computes them: the best of a third of a
+    second, beside whatever else runs."""
+    import torch
+
+    from enigma.llm.loading import computes_in_bfloat16
+
+    kind = torch.bfloat16 if dtype == "bfloat16" and computes_in_bfloat16() else torch.float32
+    matrix, fastest, end = torch.ones(1024, 1024, dtype=kind), math.inf, time.perf_counter() + 0.33
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * 1024**3 / fastest / 1e9
 
 
 def _gpu() -> int | None:
