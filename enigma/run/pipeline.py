@@ -230,6 +230,7 @@ def _execute(notebook, raw: Path, parameters: dict, scratch: Path) -> None:
             language="python",
             progress_bar=False,
             start_timeout=300,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # it warns of TCP on this very machine
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
