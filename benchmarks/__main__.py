@@ -36,12 +36,17 @@ BUSY = "import numpy as np\na = np.random.rand(600, 600)\nwhile True: a @ a"
 
 
 def compared(name: str, case: cases.Case, against: str, target: float, rounds: int) -> dict:
-    """One row: medians of both sides over `rounds`, taken in turn."""
-    taken = [(cases.seconds(case.ours), cases.seconds(case.peer)) for _ in range(rounds)]
-    ours, peer = (median(side) for side in zip(*taken, strict=True))
-    row = row_of(name, against, ours / peer, target)
+    """One row: medians of both sides over `rounds`, taken in turn. Processor time tells more on a busy machine."""
+    taken = [(cases.taken(case.ours), cases.taken(case.peer)) for _ in range(rounds)]
+    (ours, mine), (peer, its) = (
+        [median(column) for column in zip(*side, strict=True)] for side in zip(*taken, strict=True)
+    )
+    row = row_of(name, against, ours / peer, target) | {"processor_ratio": round(mine / its, 4)}
     row |= {"seconds": round(ours, 3), "peer_seconds": round(peer, 3), "rounds": rounds}
-    print(f"{name}: {ours:.2f} s against {peer:.2f} s, ratio {ours / peer:.3f}, target {target}", flush=True)
+    print(
+        f"{name}: {ours:.2f} s against {peer:.2f} s, ratio {ours / peer:.3f}, of processor time {mine / its:.3f}, target {target}",
+        flush=True,
+    )
     return row
 
 
@@ -92,11 +97,11 @@ def beside_another(step, rounds: int) -> dict:
 
     A thread that spins while it waits costs a multiple here (docs/costs.md); wall time would tell how the machine shares.
     """
-    alone, beside = [cases.processor_seconds(step)], []
+    alone, beside = [cases.taken(step)[1]], []
     with subprocess.Popen([sys.executable, "-c", BUSY]) as other:
-        beside += [cases.processor_seconds(step) for _ in range(rounds)]
+        beside += [cases.taken(step)[1] for _ in range(rounds)]
         other.terminate()
-    alone.append(cases.processor_seconds(step))
+    alone.append(cases.taken(step)[1])
     row = row_of(
         "whole step, beside a second busy process",
         "itself alone, processor time",

@@ -36,20 +36,17 @@ class Case(NamedTuple):
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call, with what it left to the GPU."""
-    _synchronise()
-    started = time.perf_counter()
-    work()
-    _synchronise()
-    return time.perf_counter() - started
+    return taken(work)[0]
 
 
-def processor_seconds(work: Callable[[], object]) -> float:
-    """Seconds that all cores together worked for one call; wall time on a GPU."""
-    if torch.cuda.is_available():
-        return seconds(work)
-    started = time.process_time()
+def taken(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall time of one call, and what all cores together worked for it; on a GPU wall time twice."""
+    _synchronise()
+    started, worked = time.perf_counter(), time.process_time()
     work()
-    return time.process_time() - started
+    _synchronise()
+    wall = time.perf_counter() - started
+    return wall, wall if torch.cuda.is_available() else time.process_time() - worked
 
 
 def _synchronise() -> None:

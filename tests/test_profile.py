@@ -80,6 +80,7 @@ WRONG = [
     ("trainer.ot_epsilon", 0, "greater than 0"),
     ("trainer.zero_spread", "ignore", "'error' or 'report'"),
     ("trainer.lora.dropout", 1.0, "less than 1"),
+    ("trainer.lora.dropout", 0.1, "expected 0"),
     ("trainer.lora.target_modules", [], "at least 1 item"),
     ("trainer.lora", 16, "a valid dictionary"),
     ("trainer.per_device_train_batch_size", 12, "2 x 4 = 8"),
