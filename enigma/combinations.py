@@ -84,7 +84,9 @@ def _trainer_problems(profile: Profile) -> Iterator[Problem]:
     if "base" in profile.arms:
         yield Problem("arms.base", "an arm", "another name: base is the untrained model")
     if trainer.lora.dropout:
-        yield Problem("trainer.lora.dropout", repr(trainer.lora.dropout), "0: it would be noise in every bound")
+        yield Problem(
+            "trainer.lora.dropout", repr(trainer.lora.dropout), "0: it would be noise in every bound"
+        )
     matched = trainer.num_principles * trainer.num_generations
     if trainer.per_device_train_batch_size % matched:
         yield Problem(
