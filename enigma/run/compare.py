@@ -90,9 +90,8 @@ def table_verdict(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> Verdic
     if name in UNMATCHED:
         return Verdict(name, NOT_COMPARABLE, 0, 0, "rows are named by what was drawn")
     if name in EXACT:
-        same = (
-            int((mine.astype(str) == theirs.astype(str)).all(axis=1).sum()) if len(mine) == len(theirs) else 0
-        )
+        rows = (set(frame.fillna("").itertuples(index=False, name=None)) for frame in (mine, theirs))
+        same = len(set.intersection(*rows))
         return Verdict(name, REPRODUCED if same == len(mine) else DIFFERS, len(mine), same, "exactly")
     keys = [key for key in KEYS if key in mine]
     pairs = [(low, _high(low)) for low in mine if re.fullmatch(r"(.*_)?low", low) and _high(low) in mine]
