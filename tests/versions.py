@@ -35,6 +35,8 @@ def current() -> dict:
 def modules_of(kind: str) -> frozenset[str]:
     """All modules that the row-making part of a stage imports, directly or not."""
     found, waiting = set(), _imports(_reachable(_tree(f"stages.{kind}")))
+    if kind == "benchmark":
+        waiting.add("tasks.data")  # lm-eval loads it by its path
     while waiting:
         found.add(name := waiting.pop())
         waiting |= _imports(_tree(name)) - found

@@ -18,14 +18,16 @@ from typing import NamedTuple
 from enigma.errors import InputError
 
 FOLDER = Path(__file__).parent
-OWN_TASKS = (
-    "enigma_knowledge",
-    "enigma_reasoning",
-    "enigma_truthfulness",
-    "enigma_format",
-    "enigma_robustness",
-    "enigma_adherence",
-)
+# This project's own tasks, and the files with what they ask.
+DATA = {
+    "enigma_knowledge": ("knowledge.jsonl",),
+    "enigma_reasoning": ("reasoning.jsonl",),
+    "enigma_truthfulness": ("truthfulness.jsonl",),
+    "enigma_format": ("../data/questions.jsonl",),
+    "enigma_robustness": ("knowledge.jsonl", "reasoning.jsonl"),
+    "enigma_adherence": ("adherence.jsonl", "../data/pools/default.yaml"),
+}
+OWN_TASKS = tuple(DATA)
 OURS = "Apache-2.0"
 
 

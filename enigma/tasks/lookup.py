@@ -34,10 +34,7 @@ QUIET = ("lm_eval", "datasets", "huggingface_hub", "transformers")
 def definition(name: str) -> dict:
     """What names a task's items, for the recipe of a piece: hashes of its files, or its source and lm-eval's version."""
     if name in catalogue.OWN_TASKS:
-        files = [p for p in catalogue.FOLDER.iterdir() if p.suffix in (".jsonl", ".yaml", ".py")]
-        files += [
-            catalogue.FOLDER.parent / "data" / file for file in ("pools/default.yaml", "questions.jsonl")
-        ]
+        files = [catalogue.FOLDER / file for file in (f"{name}.yaml", *catalogue.DATA[name])]
     elif name.endswith((".yaml", ".yml")):
         files = [
             p for p in Path(name).parent.iterdir() if p.suffix in (".jsonl", ".json", ".csv", ".yaml", ".py")
