@@ -50,7 +50,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 test: setup
-	$(RUN) -m ruff check .
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check --quiet .
 	$(RUN) -m pytest
 
 smoke: setup
