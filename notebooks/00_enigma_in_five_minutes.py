@@ -13,124 +13,139 @@
 # %% [markdown]
 # # 0. ENIGMA in five minutes
 #
-# The whole method on one question: a matched set, its score matrix, the Sufficiency Index, the three terms of the loss, and one step of training.
-# Takes about two minutes on two cores. Equations are numbered as in docs/method.md.
+# **Question.** What is the method, on one example that you can see whole?
+#
+# ENIGMA fine-tunes a language model so that its *reasoning* carries an organisation's principles. There is no reward model: the only
+# reward is the format of the text. Two more terms do the work, both computed from the same batch. Below you see each of them once, on one
+# question and four principles, and then one step of training. It takes two to three minutes on two cores. Equations are numbered as in
+# docs/method.md.
 
 # %% tags=["parameters"]
 question = "How can I keep bread fresh?"
+chosen = ["be-brief", "number-the-steps", "use-an-analogy", "weigh-harm"]
+model_profile = "cpu"
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
 
+from enigma import EnigmaConfig, EnigmaTrainer, figures
 from enigma.data.principles import load_pool
 from enigma.llm.loading import load_model
-from enigma.llm.matched import sample_and_score
+from enigma.llm.matched import sample_and_score, score
+from enigma.llm.prompts import encode, messages
 from enigma.method.infonce import mutual_information_bounds, sami_loss
-from enigma.method.rewards import graded_format
+from enigma.method.rewards import graded_format, graded_format_reward
 from enigma.method.sufficiency import principle_information, sufficiency_index
 from enigma.method.transport import sinkhorn_divergence
 from enigma.profile import load_profile
+from enigma.stages.train import matched_prompts
 
-settings = load_profile("cpu")
+settings = load_profile(model_profile)
 model, tokenizer = load_model(settings.model)
 style = settings.prompts.model_dump()
+K, G = len(chosen), 4  # principles, completions under each
 
 # %% [markdown]
-# ## A matched set
+# ## 1. A matched set
 #
 # One question, four principles, four completions under each. They differ in the principle, never in the question.
 
 # %%
-principles = [
-    p
-    for p in load_pool("default")
-    if p.name in ("be-brief", "number-the-steps", "use-an-analogy", "weigh-harm")
-]
-[matched] = sample_and_score(
-    model,
-    tokenizer,
-    [question],
-    [p.text for p in principles],
-    style,
-    samples=4,
-    max_tokens=48,
-    batch_size=16,
-    seed=0,
-)
-for k in range(len(principles)):
-    print(f"--- {principles[k].name}\n{matched['texts'][4 * k]}\n")
+principles = [p for p in load_pool("default") if p.name in chosen]
+names, texts = [p.name for p in principles], [p.text for p in principles]
+size = {"samples": G, "max_tokens": 48, "batch_size": K * G}
+[matched] = sample_and_score(model, tokenizer, [question], texts, style, **size, seed=0)
+first = pd.DataFrame({"principle": names, "text": texts, "completion": matched["texts"][::G]})
+figures.table(first, "The first completion under each principle, sampled at temperature 1")
 
 # %% [markdown]
-# ## Its score matrix (eq. 8)
+# Sampled text of a small model rambles: at every step some of the probability lies on odd tokens.
 #
-# Row: a completion. Column: the principle that it is read under. Shown is the posterior $\pi_{ik}$ (eq. 9): bright on the diagonal blocks means
-# that the text gives its principle away.
+# ## 2. Its score matrix
+#
+# Each completion $y_i$ is read under *every* principle, not only its own:
+#
+# $$S_{ik} = \log p(y_i \mid x, c_k), \quad \pi_{ik} = \mathrm{softmax}_k S_{ik} \tag{8, 9}$$
+#
+# A row is a completion, a column the principle that it is read under. Bright blocks on the diagonal mean that a text gives its principle away.
 
 # %%
 scores = torch.tensor(matched["completion"], dtype=torch.float64)
 source = torch.tensor(matched["source"])
-sns.heatmap(
-    torch.softmax(scores, 1).numpy(), xticklabels=[p.name for p in principles], cmap="viridis", vmin=0, vmax=1
-)
-plt.ylabel("completion")
+labels = [f"{names[k]} {i % G + 1}" for i, k in enumerate(source)]
+posterior = torch.softmax(scores, 1).numpy()
+plt.figure(figsize=(6, 5), layout="constrained")
+sns.heatmap(posterior, xticklabels=names, yticklabels=labels, cmap="cividis", vmin=0, vmax=1)
+plt.title("Posterior of each principle, for each completion", loc="left", fontsize=10)
+plt.show()
+
 # %% [markdown]
-# ## The Sufficiency Index (eq. 11)
+# ## 3. The Sufficiency Index
+#
+# The mean height of the posterior above guessing, as a share of all there is to know. 1: the text gives its principle away. 0: it
+# says nothing. Measured before training, it says which principles a model's reasoning can carry at all.
+#
+# $$SI = \frac{I(Y; C \mid X)}{\log K} \tag{11}$$
 
 # %%
 ratio = principle_information([scores.numpy()])
-dict(
-    zip(
-        [p.name for p in principles],
-        np.round(sufficiency_index(ratio.information / ratio.weight, 4)[:, 0], 3),
-    )
-)
+index = sufficiency_index(ratio.information / ratio.weight, K)[:, 0]
+figures.table(pd.DataFrame({"principle": names, "SI": index}), "From sixteen completions, so only roughly", 2)
 
 # %% [markdown]
-# ## The three terms
+# ## 4. The three terms of the loss
 #
-# GRPO's reward is the format alone; SAMI asks which principle wrote what; the Sinkhorn divergence says how far two clouds of hidden states
-# lie apart, here two clouds of random points.
+# $$L = L_{GRPO} + \lambda_{SAMI} L_{SAMI} + \lambda_{OT} \max(0, S_\varepsilon - b) \tag{7}$$
+#
+# **GRPO** makes completions likelier that earn more than their group's mean. The reward is the format alone (eq. 1), in steps of an eighth.
+# Where a whole row below is equal, there is nothing to learn from it.
 
 # %%
-rewards = [graded_format(text) for text in matched["texts"]]
+rewards = np.reshape([graded_format(text) for text in matched["texts"]], (K, G))
+figures.table(pd.DataFrame(rewards, index=names, columns=range(1, G + 1)), "Format reward of each completion")
+
+# %% [markdown]
+# **SAMI** asks: which principle wrote this completion, and which completion did this principle write (eq. 3 to 5)? Its loss is low
+# where the blocks of the score matrix are bright. In training the scores are means over tokens, which keeps the gradient in proportion; the
+# bound of the information (eq. 10) is made from their sums.
+
+# %%
+per_token = scores / torch.tensor(matched["tokens"])[:, None]
 bounds = mutual_information_bounds(scores, source)
-print(f"format rewards        {np.round(rewards, 2)}")
 print(
-    f"SAMI loss (eq. 5)     {sami_loss(scores, source):.3f} nats; row bound {bounds.row:.3f} of log 4 = {np.log(4):.3f}"
+    f"SAMI loss {sami_loss(per_token, source):.3f}; row bound {bounds.row:.3f} of log {K} = {np.log(K):.3f} nats"
 )
-generator = torch.Generator().manual_seed(0)
-cloud = torch.randn(64, 8, generator=generator)
-for shift in (0.0, 0.5, 1.0):
-    print(
-        f"Sinkhorn (eq. 6)      clouds {shift} apart: {sinkhorn_divergence(cloud + shift, cloud, epsilon=0.05):.3f}"
-    )
 
 # %% [markdown]
-# ## One step, and what it changed
-#
-# Two principles, four completions each; LoRA on the attention; every term at once. After it the same completions are scored again: what was above
-# its group's average has become likelier.
+# **The Sinkhorn divergence** (eq. 6) says how much work it is to move one cloud of points into another: 0 for the same cloud. In training the
+# clouds are hidden states before and after; here they are random points, moved apart.
 
 # %%
-from datasets import Dataset
-from peft import LoraConfig
+cloud = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+apart = {d: float(sinkhorn_divergence(cloud + d, cloud, epsilon=0.05)) for d in (0.0, 0.5, 1.0)}
+figures.table(
+    pd.DataFrame(apart.items(), columns=["moved by", "divergence"]), "Two clouds of 64 points in 8 dimensions"
+)
 
-from enigma import EnigmaConfig, EnigmaTrainer
-from enigma.llm.matched import score
-from enigma.llm.prompts import encode, messages
-from enigma.method.rewards import graded_format_reward
-from enigma.stages.train import matched_prompts
+# %% [markdown]
+# ## 5. One step of training, and what it changed
+#
+# Two of the principles, four completions under each; LoRA on the attention; all three terms in one backward pass.
 
-before = scores.numpy()[np.arange(16), matched["source"]]
+# %%
 rows = matched_prompts([question], principles, 2, seed=0, **style)
 config = EnigmaConfig(
     output_dir="../results/five_minutes",
     max_steps=1,
-    per_device_train_batch_size=8,
-    num_generations=4,
+    per_device_train_batch_size=2 * G,
+    num_generations=G,
     num_principles=2,
     max_completion_length=48,
     learning_rate=1e-3,
@@ -144,26 +159,36 @@ config = EnigmaConfig(
     bf16=model.dtype == torch.bfloat16,
     disable_tqdm=True,
 )
+lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 trainer = EnigmaTrainer(
-    model,
-    graded_format_reward,
-    config,
-    Dataset.from_list(rows),
-    processing_class=tokenizer,
-    peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    model, graded_format_reward, config, Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
 )
+trainer.remove_callback(PrinterCallback)
 trainer.train()
-# %%
 log = trainer.state.log_history[0]
-{
-    name: round(log[name], 4)
-    for name in ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "ot/divergence", "reward")
-}
+terms = ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "ot/divergence", "reward")
+figures.table(pd.DataFrame({"term": terms, "value": [log[term] for term in terms]}), "What the step saw")
+
+# %% [markdown]
+# The drift is 0, because before the first step nothing has moved yet; GRPO's term is 0 because a group's advantages add up to 0, though its
+# gradient does not. Did the step change what the model thinks of its own sixteen
+# completions? They are scored again, each under its own principle, and compared with the reward that they earn.
 
 # %%
-prompts = [encode(tokenizer, messages(question, p.text, **style)) for p in principles]
+prompts = [encode(tokenizer, messages(question, text, **style)) for text in texts]
 ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in matched["texts"]]
-after = np.array(score(trainer.model.eval(), prompts, ids, torch.tensor([len(i) for i in ids]))[1])[
-    np.arange(16), matched["source"]
-]
-print(f"mean change of the log-probability of the 16 completions: {np.mean(after - before):+.2f} nats")
+lengths, own = torch.tensor([len(one) for one in ids]), (np.arange(K * G), matched["source"])
+trained = trainer.model.eval()
+after = np.array(score(trained, prompts, ids, lengths)[1])[own]
+with trained.disable_adapter():
+    before = np.array(score(trained, prompts, ids, lengths)[1])[own]
+change = np.reshape(after - before, (K, G))
+figures.table(
+    pd.DataFrame({"principle": names, "reward": rewards.mean(1), "change (nats)": change.mean(1)}),
+    "Mean change of a completion's log-probability after one step",
+)
+
+# %% [markdown]
+# **How to read it.** A step of this size changes a whole completion's log-probability by a few tenths of a nat, up or down: training is
+# many such steps. Then what is there to ask? Whether the format is learned (notebook 2), what it costs elsewhere (3), how far
+# the states moved (4), and which of the paper's claims survive (5). Next: `01_select`.

@@ -13,14 +13,20 @@
 # %% [markdown]
 # # 5. The paper's claims, and what was measured here
 #
-# Each claim has a rule that was written down before the run. A claim that does not reproduce is a finding, and is drawn as one. What this
-# profile is too small for says so: *not tested at this size*.
+# **Question.** Which of the paper's claims does this run support?
+#
+# Each claim has a rule that was written down before the run (docs/method.md, table 1). Every part of a rule is an effect with an interval,
+# signed so that above zero favours the claim, and a size that was called negligible beforehand. Above zero: *supported*. Below zero, or too
+# small to matter: *not supported*. Otherwise *undecided*. What this profile is too small for says so: *not tested at this size*. A claim that
+# does not reproduce is a finding, and is drawn as one.
 
 # %% tags=["parameters"]
 profile = "smoke"
 root = "../results"
 
 # %%
+from IPython.display import Markdown
+
 from enigma import figures
 from enigma.profile import load_profile
 from enigma.record.results import Results
@@ -34,28 +40,35 @@ tables = claims.run(experiment, results)
 figures.make(experiment, results, "fig9_claims")
 
 # %% [markdown]
-# How each verdict came about. `detectable` is the smallest effect that a run like this one finds in four of five cases.
+# All effects are drawn in units of their own interval, so that they fit on one axis: an interval that touches the line is one half width away
+# from it.
+#
+# How each verdict came about. `detectable` is the smallest effect that a run like this one finds in four of five cases (eq. 30).
 
 # %%
-shown = tables["claims"][["id", "claim", "measure", "value", "low", "high", "detectable", "verdict", "paper"]]
-shown.style.hide(axis="index").format(precision=3, na_rep="").set_properties(
-    **{"text-align": "left", "vertical-align": "top"}
+columns = ["id", "claim", "measure", "value", "low", "high", "detectable", "verdict", "paper"]
+figures.table(tables["claims"][columns], "Claims, effects and verdicts")
+
+# %%
+Markdown(
+    "\n\n".join(
+        f"**{row.id}, {row.verdict}.** *Rule:* {row.rule} *Found:* {row.note}"
+        for row in tables["claims"].itertuples()
+    )
 )
-
-# %%
-for row in tables["claims"].itertuples():
-    print(f"{row.id}: {row.verdict}\n  rule: {row.rule}\n  found: {row.note}\n")
 
 # %% [markdown]
 # ## What each term does
 #
-# Every arm against plain GRPO of the same seed.
+# Every arm against plain GRPO of the same seed. A point without an interval is one seed, and decides nothing.
 
 # %%
 figures.make(experiment, results, "fig10_ablation")
 
 # %% [markdown]
 # ## Does SI predict what training does?
+#
+# One point for each set of principles: its SI before training, and what became of the arm that was trained on it.
 
 # %%
 figures.make(experiment, results, "fig11_prediction")
@@ -64,4 +77,8 @@ figures.make(experiment, results, "fig11_prediction")
 # ## The paper's setting and this one
 
 # %%
-tables["setting"].style.hide(axis="index").set_properties(**{"text-align": "left", "vertical-align": "top"})
+figures.table(tables["setting"], "What the paper used, and what this run uses")
+
+# %% [markdown]
+# A figure for a paper, 3.4 inches wide with panels one below the other, is saved by
+# `figures.make(experiment, results, "fig3_training", column=True)` under `figures/column`.

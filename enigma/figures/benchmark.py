@@ -72,18 +72,17 @@ def _named(task: str, sensitive: set[str]) -> str:
 
 
 def _margins(paired: pd.DataFrame) -> str:
-    """In how many sensitive tasks the interval of each arm lies below zero."""
+    """In how many sensitive tasks an interval lies above zero and below it, for the best arm and the worst."""
     if paired.empty:
         return "No task is sensitive here: nothing is judged"
     means = paired.groupby(["arm", "task"], sort=False)[["low", "high"]].mean().reset_index()
-    lost = means.groupby("arm", sort=False)["high"].agg(lambda high: int((high < 0).sum()))
-    tasks, most, least = means["task"].nunique(), lost.idxmax(), lost.idxmin()
-    if not lost.max():
-        return f"No arm is surely less sure of the right answers in any of {tasks} sensitive task(s)"
-    return (
-        f"{most} is surely less sure of the right answers in {lost[most]} of {tasks} sensitive task(s), "
-        f"{least} in {lost[least]}"
+    counts = means.assign(up=means["low"] > 0, down=means["high"] < 0)
+    counts = counts.groupby("arm", sort=False)[["up", "down"]].sum()
+    order = (counts["up"] - counts["down"]).sort_values(ascending=False).index
+    told = ", ".join(
+        f"{a} {counts.up[a]} up and {counts.down[a]} down" for a in dict.fromkeys(order[[0, -1]])
     )
+    return f"Margins clearly moved, of {means['task'].nunique()} sensitive tasks: {told}"
 
 
 @figure(NAME, "robustness")
@@ -106,9 +105,8 @@ def fig6_robustness(profile, robustness):
     legend(drawn, axes)
     worst = robustness[robustness["condition"] == WORST].groupby("arm", sort=False)["drop"].mean()
     least, most = worst.idxmin(), worst.idxmax()
-    finding(
-        drawn, f"Worst case: {least} loses least ({short(worst[least])}), {most} most ({short(worst[most])})"
-    )
+    ends = f"{short(worst[least])} ({least}) to {short(worst[most])} ({most})"
+    finding(drawn, f"In the worst case margins fall by {ends}")
     return drawn, (
         "Drop of the right answer's margin under changes that should not matter, against the unchanged prompt; 95 % over items, or "
         "over seeds where there are several."

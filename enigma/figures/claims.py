@@ -23,7 +23,7 @@ def fig9_claims(profile, claims):
             axes.errorbar(at, y, xerr=1, fmt=MARKS[row.verdict], color=colour, ms=5, lw=1.6)
         verdict = row.verdict.removesuffix(" at this size")
         place = {"va": "center", "transform": axes.get_yaxis_transform(), "fontsize": "small"}
-        axes.text(0.01, y + 0.36, row.measure, **place)
+        axes.text(0.01, y + 0.36, row.measure, backgroundcolor="white", **place)
         axes.text(0.99, y + 0.36, verdict, color=colour, ha="right", fontweight="bold", **place)
         axes.axhline(y + 0.6, color=GREY, lw=0.3)
     zero(axes)
@@ -54,7 +54,7 @@ def fig10_ablation(profile, ablation):
         zero(axes)
         axes.set_title(measure.replace("_", " "))
         axes.set_ylim(-0.6, len(arms) - 0.4)
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=4)
     grid[0].set_yticks(range(len(arms)), arms)
     seeds = int(table["seeds"].max())
     clear = table[(table["low"] > 0) | (table["high"] < 0)]

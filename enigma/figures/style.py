@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from enigma.method.stats import student_interval
 from enigma.profile import BASE
+from enigma.record.results import figure_label
 
 GREY = "#6b6b6b"
 BLUE, ORANGE = "#0173b2", "#de8f05"
@@ -97,12 +98,7 @@ def make(profile, results, name: str, column: bool = False) -> None:
     plt.close(drawn)
     width = None if column else min(900, int(100 * drawn.get_figwidth()))
     display(Image(filename=str(path), width=width, alt=caption), metadata={"figure": name})
-    display(Markdown(f"**{label(name)}** ({name}). {caption}"))
-
-
-def label(name: str) -> str:
-    """ "Figure 3" of fig3_training."""
-    return f"Figure {name.partition('_')[0].removeprefix('fig')}"
+    display(Markdown(f"**{figure_label(name)}** ({name}). {caption}"))
 
 
 # ---- what figures are put together from ------------------------------------------------------------------------------
@@ -202,6 +198,10 @@ def listed(names: Iterable[str]) -> str:
 
 def table(frame: pd.DataFrame, caption: str = "", digits: int = 3):
     """A table as a notebook shows it: a caption, rounded numbers, whole texts; no index where it only counts."""
+    if frame.empty:
+        from IPython.display import Markdown
+
+        return Markdown(f"*{caption}: nothing of it in this run.*")
     look = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
     shown = frame.style.format(precision=digits, na_rep="").set_caption(caption).set_properties(**look)
     heads = [("text-align", "left"), ("vertical-align", "top")]

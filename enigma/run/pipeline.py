@@ -93,8 +93,9 @@ def run(
 
 
 def stage_paths(folder: Path = NOTEBOOKS) -> list[Path]:
-    """The stages' source notebooks in order; the introduction, number 00, is none."""
-    paths = [path for path in sorted(folder.glob("[0-9][0-9]_*.py")) if not path.name.startswith("00")]
+    """The stages' source notebooks in order; the introduction (00) and the playground (06) are none."""
+    aside = ("00", "06")
+    paths = [path for path in sorted(folder.glob("[0-9][0-9]_*.py")) if not path.name.startswith(aside)]
     if not paths:
         raise InputError(
             f"{folder}: found no notebooks such as 01_select.py; expected the repository's notebooks folder; install with "
@@ -212,7 +213,7 @@ def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None
             seconds = time.monotonic() - started
             # On a full disk the failure itself is reported, not that its record does not fit.
             with contextlib.nullcontext() if status == "done" else contextlib.suppress(DiskFull):
-                _save(raw, target, parameters)
+                _save(raw, target, parameters, whole=status != "done")
                 results.record_stage(stage, status, seconds, peak[0])
     print(f"== {stage}: {clock(seconds)}, peak memory {peak[0]:.1f} GB", file=sys.stderr, flush=True)
 
@@ -303,7 +304,8 @@ def _peak_memory() -> Iterator[list[float]]:
 # ---- executed notebooks carry no path of this machine ---------------------------------------------------------------
 
 
-def _save(raw: Path, target: Path, parameters: dict) -> None:
+def _save(raw: Path, target: Path, parameters: dict, whole: bool) -> None:
+    """Keep the executed notebook; of a finished one not the progress lines, which the terminal had."""
     import nbformat
 
     if not raw.is_file():
@@ -312,6 +314,9 @@ def _save(raw: Path, target: Path, parameters: dict) -> None:
     notebook.metadata.get("papermill", {}).update(
         input_path=f"notebooks/{target.stem}.py", output_path=target.name
     )
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not whole:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     clean = nbformat.from_dict(_without_paths(notebook, _replacements(parameters)))
     atomic_write_text(target, nbformat.writes(clean) + "\n")
 
