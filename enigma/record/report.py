@@ -6,10 +6,9 @@ import html
 import re
 from pathlib import Path
 
-from enigma.figures.style import label
 from enigma.record.cells import interval_text
 from enigma.record.files import atomic_write_text, read_json
-from enigma.record.results import FIGURE, Results
+from enigma.record.results import FIGURE, Results, figure_label
 
 NAME = "report.html"
 STYLE = """
@@ -23,9 +22,9 @@ figcaption a{margin-left:.5em}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;margin:1em 0}
 caption{text-align:left;font-weight:600;padding:4px 0}
 td,th{border-bottom:1px solid color-mix(in srgb,GrayText 40%,transparent);padding:4px 8px;text-align:left;vertical-align:top}
-td{min-width:3em;max-width:32em;white-space:pre-wrap}
+td{max-width:32em;white-space:pre-wrap}.long{min-width:14em}
 pre{white-space:pre-wrap;font-size:13px}math[display=block]{overflow-x:auto;max-width:100%;margin:1em 0}
-details{margin:.3em 0 1em}summary{cursor:pointer}
+details{margin:.6em 0}summary{cursor:pointer}
 .verdict{font-weight:700}.supported{color:#0b5c9e}.not-supported{color:#a8400a}
 @media(prefers-color-scheme:dark){.supported{color:#7cc0f5}.not-supported{color:#ffa06b}}
 """
@@ -36,6 +35,8 @@ TAGS = frozenset(
     )
 )
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+VERDICTS = ("supported", "not supported", "undecided", "not tested at this size")
+LONG = 12  # lines of printed output; more are folded away
 PLACE = "\ue000{}\ue001"  # where a formula stands while the text around it is cleaned
 
 
@@ -69,15 +70,15 @@ def _claims(results: Results) -> list[str]:
     if not results.has_table("claims"):
         return ["<p>Not judged yet.</p>"]
     claims = results.read_table("claims").fillna("")
-    counts = claims["verdict"].value_counts()
-    parts = [f"<p><b>{', '.join(f'{word} {count}' for word, count in counts.items())}.</b></p>"]
+    counts = [f"{word} {sum(claims['verdict'] == word)}" for word in VERDICTS]
+    parts = [f"<p><b>{', '.join(counts).capitalize()}.</b> Each opens to its rule and to what was found.</p>"]
     for row in claims.itertuples():
         kind = row.verdict.replace(" ", "-")
         found = "" if row.value == "" else f" {_measured(row)}."
         parts.append(
-            f'<p><b>{row.id}</b> {html.escape(row.claim)} <span class="verdict {kind}">{row.verdict.capitalize()}.</span>'
-            f"{html.escape(found)}</p><details><summary>How it came about</summary><p>{html.escape(row.rule)}</p>"
-            f"<p>{html.escape(row.note)}</p></details>"
+            f"<details><summary><b>{row.id}</b> {html.escape(row.claim)} "
+            f'<span class="verdict {kind}">{row.verdict.capitalize()}.</span>{html.escape(found)}</summary>'
+            f"<p>Rule. {html.escape(row.rule)}</p><p>Found. {html.escape(row.note)}</p></details>"
         )
     return parts
 
@@ -99,8 +100,8 @@ def _figure(name: str, sidecar: dict) -> str:
     files += [(f"tables/{table}.csv", f"{table}.csv") for table in sidecar["inputs"]]
     links = "".join(f'<a href="{file}">{text}</a>' for file, text in files)
     return (
-        f'<figure id="{name}"><a href="figures/{name}.png"><img src="figures/{name}.png" alt="{label(name)}: {finding}" '
-        f'loading="lazy"></a><figcaption><b>{label(name)}. {finding}.</b> {caption}{links}</figcaption></figure>'
+        f'<figure id="{name}"><a href="figures/{name}.png"><img src="figures/{name}.png" alt="{figure_label(name)}: {finding}" '
+        f'loading="lazy"></a><figcaption><b>{figure_label(name)}. {finding}.</b> {caption}{links}</figcaption></figure>'
     )
 
 
@@ -120,8 +121,14 @@ def _notebook(path: Path, figures: dict[str, dict]) -> list[str]:
             elif "text/markdown" in data and not "".join(data["text/markdown"]).startswith("**Figure"):
                 parts.append(_markdown("".join(data["text/markdown"])))
             elif output.get("name") == "stdout":
-                parts.append(f"<pre>{html.escape(''.join(output['text'])[:6000])}</pre>")
+                parts.append(_printed("".join(output["text"])))
     return parts
+
+
+def _printed(text: str) -> str:
+    shown = f"<pre>{html.escape(text[:6000])}</pre>"
+    lines = text.count("\n")
+    return shown if lines <= LONG else f"<details><summary>{lines} printed lines</summary>{shown}</details>"
 
 
 def _markdown(text: str) -> str:
@@ -132,8 +139,8 @@ def _markdown(text: str) -> str:
     formulas = []
 
     def keep(found: re.Match) -> str:
-        display = "block" if found[1] else "inline"
-        formulas.append(convert(found[1] or found[2], display=display))
+        formula = (found[1] or found[2]).replace(r"\tag", r"\qquad \tag").replace(r"\log ", r"\log\, ")
+        formulas.append(convert(formula, display="block" if found[1] else "inline"))
         return PLACE.format(len(formulas) - 1)
 
     page = markdown2html_mistune(MATH.sub(keep, text))
@@ -150,7 +157,8 @@ def _safe(text: str) -> str:
 
     text = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL | re.IGNORECASE)
     spans = ["rowspan", "colspan"]
-    return bleach.clean(text, tags=TAGS, attributes={"a": _link, "td": spans, "th": spans}, strip=True)
+    text = bleach.clean(text, tags=TAGS, attributes={"a": _link, "td": spans, "th": spans}, strip=True)
+    return re.sub(r"<td>(?=[^<]{40})", '<td class="long">', text)
 
 
 def _link(tag: str, name: str, value: str) -> bool:

@@ -292,6 +292,11 @@ def _distinct(made: Iterable[dict]) -> list[dict]:
     return [one for _, one in sorted({digest(one): one for one in kept}.items())]
 
 
+def figure_label(name: str) -> str:
+    """ "Figure 3" of fig3_training."""
+    return f"Figure {name.partition('_')[0].removeprefix('fig')}"
+
+
 def _natural(name: str) -> list:
     """fig2 comes before fig10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
