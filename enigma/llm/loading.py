@@ -13,7 +13,7 @@ from pathlib import Path
 from enigma.errors import InputError
 from enigma.llm.check import check_adapter, check_hub_name, checked_folder, first_line, template_fault
 from enigma.llm.fetch import GGUF_SHA256, cache_folder, embedded_folder, encoder_folder, no_bars
-from enigma.record.files import file_hash
+from enigma.record.files import atomic_write_json, file_hash, read_json
 
 # Put before a chat template that writes the date.
 DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
@@ -87,6 +87,24 @@ def load_model(spec, seed: int = 0):
     if dtype == torch.float32:
         _store_by_column(model)
     return model.eval(), tokenizer
+
+
+def hub_name(spec) -> str | None:
+    """Where the hub has a spec's model; None where it has not, or nobody can tell."""
+    return {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct", "hub": spec.id}.get(spec.source)
+
+
+def tidy_adapter(adapter: Path, base: str | None) -> None:
+    """An adapter's description without this machine's paths, its lists in order.
+
+    PEFT writes sets, whose order is another in every process, the folder of the model, and a card with that folder in it.
+    """
+    path = adapter / "adapter_config.json"
+    config = read_json(path) | {"base_model_name_or_path": base}
+    atomic_write_json(
+        path, {key: sorted(v) if isinstance(v, list) else v for key, v in sorted(config.items())}
+    )
+    (adapter / "README.md").unlink(missing_ok=True)
 
 
 def model_dtype(spec):

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 from enigma.errors import InputError
+from enigma.profile import run_name
 from enigma.record.cache import NotDone
-from enigma.record.files import atomic_folder, atomic_write_json, file_hash
+from enigma.record.files import atomic_folder, atomic_write_json, atomic_write_text, file_hash
 from enigma.record.provenance import code_commit
 from enigma.record.results import RECORD, REFERENCE, Results
+from enigma.run.card import model_card
 from enigma.run.status import is_complete
 from enigma.run.verify import MANIFEST
 from enigma.stages import all_stages, train
@@ -51,7 +53,9 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
                 shutil.copy2(results.folder / name, new / name)
         for arm, seed in profile.runs():
             if arm in MAIN_ARMS and seed == profile.seeds.runs[0]:
-                shutil.copytree(train.adapter(profile, store, arm, seed), new / "adapters" / f"{arm}-s{seed}")
+                place = new / "adapters" / run_name(arm, seed)
+                shutil.copytree(train.adapter(profile, store, arm, seed), place)
+                atomic_write_text(place / "README.md", model_card(profile, results, arm, seed))
         files = sorted(path for path in new.rglob("*") if path.is_file())
         atomic_write_json(
             new / MANIFEST, {path.relative_to(new).as_posix(): file_hash(path) for path in files}

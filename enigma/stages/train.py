@@ -29,7 +29,7 @@ from enigma.method.rewards import graded_format, strict_format
 from enigma.method.stats import mean_interval
 from enigma.profile import run_name
 from enigma.record.cache import Piece, Store, digest
-from enigma.record.files import atomic_write_json, atomic_write_text, file_hash, read_json
+from enigma.record.files import atomic_write_text, file_hash
 from enigma.record.progress import headless
 from enigma.stages import jobs, select
 
@@ -184,6 +184,7 @@ def train(profile, store: Store, arm: str, seed: int) -> Path:
 def _train(profile, store: Store, one: Piece, arm: str, seed: int, target: Path | None) -> None:
     """Train one run into the folder `target`; None in the processes that do not write."""
     from enigma.llm.callbacks import Recorder, last_checkpoint, write_lines
+    from enigma.llm.loading import hub_name, tidy_adapter
 
     checkpoints = store.work_folder(one) / "checkpoints"
     recorder = Recorder(one.key)
@@ -208,20 +209,12 @@ def _train(profile, store: Store, one: Piece, arm: str, seed: int, target: Path 
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
             target / "adapter", state_dict=weights
         )
-        _in_order(target / "adapter" / "adapter_config.json")
+        tidy_adapter(target / "adapter", hub_name(profile.model))
         atomic_write_text(target / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
         write_lines(target / "rollouts.jsonl", recorder.rows)
     # A trainer holds itself in cycles; without this the next run begins with the last one's memory.
     del trainer
     gc.collect()
-
-
-def _in_order(path: Path) -> None:
-    """The description of an adapter with its lists in order: PEFT writes sets, whose order is another in every process."""
-    config = read_json(path)
-    atomic_write_json(
-        path, {key: sorted(v) if isinstance(v, list) else v for key, v in sorted(config.items())}
-    )
 
 
 def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder):
