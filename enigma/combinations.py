@@ -79,6 +79,12 @@ def _question_problems(questions: Questions) -> Iterator[Problem]:
     )
 
 
+def _nearest(size: int, matched: int) -> str:
+    """The multiples of `matched` around `size`, as text."""
+    below = size // matched * matched
+    return f"{below} or {below + matched}" if below else f"{matched}"
+
+
 def _trainer_problems(profile: Profile) -> Iterator[Problem]:
     trainer = profile.trainer
     if "base" in profile.arms:
@@ -93,7 +99,8 @@ def _trainer_problems(profile: Profile) -> Iterator[Problem]:
             "trainer.per_device_train_batch_size",
             repr(trainer.per_device_train_batch_size),
             f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
-            f"{trainer.num_generations} = {matched}), else a matched set is split",
+            f"{trainer.num_generations} = {matched}), else a matched set is split; the nearest "
+            f"that do not: {_nearest(trainer.per_device_train_batch_size, matched)}",
         )
     if trainer.num_principles > profile.principles.set_size:
         yield Problem(

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from enigma.llm import prompts
 from enigma.llm.scoring import completion_logprobs
-from enigma.method.rewards import graded_format_reward
+from enigma.method.rewards import graded_format, graded_format_reward
 from enigma.record.files import atomic_write_json, atomic_write_text
 from enigma.record.progress import clock, headless
 
@@ -41,6 +41,31 @@ PROBE = (
 )
 
 
+def bodes_ill(rows: list[dict], limit: int, free: float = 1.0) -> list[str]:
+    """What would go wrong, by a first batch, in plain words and with what to turn; nothing where all looks well.
+
+    `rows` as a `Recorder` keeps them; `limit`: tokens that a completion may have; `free`: share of the memory left.
+    """
+    groups: dict[tuple, set] = {}
+    for row in rows:
+        groups.setdefault((row["question"], row["principle"]), set()).add(graded_format(row["completion"]))
+    cut, said = sum(row["tokens"] >= limit for row in rows), []
+    if all(len(rewards) == 1 for rewards in groups.values()):
+        said.append(
+            "in every group all completions earn the same reward, so there is nothing to learn from; show the format "
+            "(prompts.demonstration: true), raise trainer.num_generations, or give the arm a further reward"
+        )
+    if 2 * cut > len(rows):
+        said.append(
+            f"{cut} of {len(rows)} completions were cut off at {limit} tokens; raise trainer.max_completion_length"
+        )
+    if free < 0.1:
+        said.append(
+            f"{free:.0%} of the memory is left; lower trainer.per_device_train_batch_size or max_completion_length"
+        )
+    return said
+
+
 class Recorder(TrainerCallback):
     """Keeps every completion of all processes, and saves them with each checkpoint, so that a resumed run has all."""
 
@@ -48,6 +73,9 @@ class Recorder(TrainerCallback):
         self.key = key
         self.rows: list[dict] = []
         self._new: list[dict] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.limit = args.max_completion_length
 
     @property
     def graded_format_reward(self):
@@ -66,6 +94,9 @@ class Recorder(TrainerCallback):
                     completions, question, principle, completion_ids, strict=True
                 )
             ]
+            if trainer_state.global_step == 0 and trainer_state.is_world_process_zero:
+                for line in bodes_ill(self._new, self.limit, _free()):
+                    print(f"preflight: {line}", flush=True)
             return graded_format_reward(completions)
 
         graded_format_reward_.__name__ = "graded_format_reward"
@@ -160,6 +191,15 @@ class Watch(TrainerCallback):
             left = clock(rate * (state.max_steps - state.global_step))
             told = f"{self.name}: step {state.global_step}/{state.max_steps}, {rate:.1f} s/step, {left} left"
             print(f"{told}, reward {logs['reward']:.3f}", flush=True)
+
+
+def _free() -> float:
+    """The share of the memory that is left, 0 to 1."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return free / total
+    memory = psutil.virtual_memory()
+    return memory.available / memory.total
 
 
 def _memory_gb() -> float:

@@ -1,0 +1,120 @@
+"""What readers get: notebooks that run, a report, figures for papers, models side by side, adapters with a card."""
+
+from __future__ import annotations
+
+import re
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from nbclient import NotebookClient
+from PIL import Image
+
+from enigma import figures
+from enigma.errors import InputError
+from enigma.llm.callbacks import bodes_ill
+from enigma.llm.playground import published, side_by_side
+from enigma.run.card import model_card
+from enigma.run.pipeline import NOTEBOOKS, stage_paths
+from enigma.stages import all_stages, select, train
+
+
+@pytest.fixture
+def adapter(tiny):
+    return train.adapter(tiny.profile, tiny.results.store, "grpo", 0)
+
+
+def test_the_introduction_runs_from_its_first_cell_to_its_last(tiny, tmp_path):
+    source = NOTEBOOKS / "00_enigma_in_five_minutes.py"
+    notebook = jupytext.read(source, fmt="py:percent")
+    [parameters] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    parameters.source = parameters.source.replace('"cpu"', repr(str(tiny.path)))
+    (tmp_path / "lab").mkdir()
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "lab")}})
+    done = client.execute()
+    outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert "Found" not in nbformat.writes(done)
+
+
+def test_only_the_stages_are_run():
+    assert [path.stem for path in stage_paths()] == sorted(
+        {stage.NAME for stage in all_stages()} | {"05_report"}
+    )
+
+
+def test_models_answer_side_by_side(tiny, adapter):
+    principles = [one.text for one in select.chosen_sets(tiny.profile, tiny.results.store)["high"]]
+    arguments = ("Why do we sleep?", "Be kind.", principles, tiny.profile.prompts.model_dump())
+    table = side_by_side(tiny.profile.model, {"untrained": None, "grpo": adapter}, *arguments, max_tokens=8)
+    assert list(table.index) == ["untrained", "grpo"]
+    assert list(table) == ["answer", "Be kind.", *principles]
+    assert table.drop(columns="answer").sum(axis=1).to_numpy() == pytest.approx(1)
+    assert all(isinstance(answer, str) and answer for answer in table["answer"])
+
+
+def test_adapters_that_are_not_published_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"cpu/adapters: found no adapter grpo-s0"):
+        published(tmp_path / "cpu" / "adapters", ["grpo-s0"])
+
+
+def test_an_adapter_names_no_path_and_its_card_says_what_it_is(tiny, adapter):
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert not re.search(r'"[^"]*/[^"]*"', (adapter / "adapter_config.json").read_text())
+    card = model_card(tiny.profile, tiny.results, "enigma_high", 0)
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["library_name"] == "peft" and head["license"] == "apache-2.0"
+    assert str(tiny.results.root) not in card and "None" not in card
+    for one in select.chosen_sets(tiny.profile, tiny.results.store)["high"]:
+        assert f"{one.name}: {one.text}" in card
+
+
+WELL = "<reasoning>Air dries it.</reasoning><answer>Use a bag.</answer>"
+
+
+@pytest.mark.parametrize(
+    ("completions", "tokens", "free", "said"),
+    [
+        ((WELL, "bread"), 10, 0.5, []),
+        ((WELL, WELL), 10, 0.5, ["prompts.demonstration"]),
+        ((WELL, "bread"), 48, 0.5, ["2 of 2 completions", "max_completion_length"]),
+        ((WELL, "bread"), 10, 0.04, ["4%", "per_device_train_batch_size"]),
+    ],
+)
+def test_a_first_batch_that_bodes_ill_is_told_with_what_to_turn(completions, tokens, free, said):
+    rows = [{"question": "q", "principle": "p", "completion": text, "tokens": tokens} for text in completions]
+    lines = bodes_ill(rows, 48, free)
+    assert len(lines) == bool(said)
+    assert all(word in lines[0] for word in said)
+
+
+@pytest.mark.parametrize("name", [name for name in figures.FIGURES if name != "fig11_prediction"])
+def test_a_figure_has_a_form_for_one_column_of_a_paper(tiny, tmp_path, name):
+    import matplotlib.pyplot as plt
+
+    from enigma.record.results import Results
+
+    entry, mine = figures.FIGURES[name], Results(tiny.profile, tmp_path)
+    try:
+        drawn, _ = entry.draw(tiny.profile, *map(tiny.results.read_table, entry.tables), column=True)
+    except ValueError:
+        pytest.skip("nothing to draw in so small a run")
+    with Image.open(mine.save_column(name, drawn)) as image:
+        assert image.width == pytest.approx(3.4 * 300, abs=1)
+    assert drawn.get_suptitle()
+    plt.close(drawn)
+
+
+def test_the_report_shows_figures_in_reading_order_and_formulas_without_a_script(tiny):
+    text = (tiny.results.folder / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<img src="figures/fig(\d+)_\w+\.png" alt="(Figure \d+: [^"]+)"', text)
+    assert [int(number) for number, _ in shown] == sorted(int(number) for number, _ in shown)
+    assert len(shown) >= 6
+    assert "<math" in text and "$$" not in text
+    for target in re.findall(r'href="#([^"]+)"', text):
+        assert f'id="{target}"' in text, target
