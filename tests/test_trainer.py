@@ -118,12 +118,10 @@ def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_to
     peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
     terms = dict(lambda_sami=0.5, lambda_ot=1.0 if lora else 0.0, ot_layers=[1, -1])
 
-    def run(batch, accumulation):
+    def run(batch, accumulation, checkpointing):
         torch.manual_seed(0)
-        config = EnigmaConfig(
-            **settings(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation),
-            **terms,
-        )
+        changes = dict(gradient_accumulation_steps=accumulation, gradient_checkpointing=checkpointing)
+        config = EnigmaConfig(**settings(tmp_path, per_device_train_batch_size=batch, **changes), **terms)
         trainer = EnigmaTrainer(
             toy_model(),
             reward,
@@ -135,7 +133,8 @@ def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_to
         )
         return trained(trainer)
 
-    assert_same(run(8, 4), run(32, 1), 1e-5)
+    # The layers' second forward in the backward pass, as the paper profile has it, changes nothing either.
+    assert_same(run(8, 4, True), run(32, 1, False), 1e-5)
 
 
 @pytest.mark.parametrize(
