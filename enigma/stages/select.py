@@ -30,7 +30,9 @@ CAPTIONS = {
     "questions: every completion speaks for every principle by its exact posterior (Rao-Blackwell). information: the same "
     "in nats. si_plain: from the completions sampled under a principle alone. si_paraphrase: of some of the questions, read "
     "under independent paraphrases, a lower bound that repeating a principle's own words does not raise. The sets were "
-    "chosen on these questions, so their own SI flatters them; the table legibility measures them on others.",
+    "chosen on these questions, so their own SI flatters them; the table legibility measures them on others. Where the "
+    "model computes in bfloat16, rounding alone moves one completion's contrast between principles by about 0.2 nats and the "
+    "information of a set by up to 0.03 nats; in float32 by nothing that shows here.",
     "sufficiency_items": "Each principle's information (nats, weighted) and weight question by question, reasoning span: the "
     "rows that si and its intervals are made from.",
     "selection": "The sets that stage 2 trains on, by SI over the reasoning span.",
