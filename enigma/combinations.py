@@ -115,8 +115,23 @@ def _trainer_problems(profile: Profile) -> Iterator[Problem]:
             repr(trainer.num_principles),
             f"at least 2, because arm {contrasted[0]} has lambda_sami above 0",
         )
+    yield from _arm_problems(profile)
     layers = profile.model.config.num_hidden_layers if profile.model.config else None
     if layers is not None:
         for layer in trainer.ot_layers:
             if not -layers - 1 <= layer <= layers:
                 yield Problem("trainer.ot_layers", repr(layer), f"between {-layers - 1} and {layers}")
+
+
+def _arm_problems(profile) -> Iterator[Problem]:
+    above: dict[str, set[int]] = {}
+    for name, arm in profile.arms.items():
+        seeds = set(arm.seeds or profile.seeds.runs)
+        for other in arm.needs():
+            if not seeds <= above.get(other, set()):
+                yield Problem(f"arms.{name}", other, "an arm that stands above it and has its seeds")
+        if arm.control is not None and arm.control not in profile.arms:
+            yield Problem(f"arms.{name}.control", arm.control, "an arm of this profile")
+        if len([way for way in (arm.steering, arm.merge, arm.preference) if way]) > 1:
+            yield Problem(f"arms.{name}", "several", "one of steering, merge and preference")
+        above[name] = seeds

@@ -118,6 +118,27 @@ def _set_name(value) -> str:
     )
 
 
+class Steering(Section):
+    """Questions are drawn by how much the reference, a finished run of the same seed, does better (enigma/llm/steering.py)."""
+
+    reference: ArmName
+    tau: Positive
+    shuffled: bool = False  # a control: the same weights over other questions
+
+
+class Merge(Section):
+    """The arm is not trained but merged from finished runs of the same seed (enigma/llm/merging.py)."""
+
+    arms: Annotated[list[ArmName], Field(min_length=2)]
+    steps: Annotated[int, Field(ge=0, le=100)]  # of the weights' descent; 0: equal weights
+
+
+class Preference(Section):
+    """The arm is trained by DPO on pairs that are drawn before training (enigma/llm/preference.py)."""
+
+    beta: Positive
+
+
 class Arm(Section):
     # The set that it is trained on: "high", "low", or a quantile of SI over all sets of the pool, such as "0.5".
     set: Annotated[str, BeforeValidator(_set_name)]
@@ -132,6 +153,18 @@ class Arm(Section):
     max_steps: Count | None = None
     learning_rate: Positive | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    # Neighbours of the method (docs/neighbours.md). A default is no part of what a run is known by.
+    optimizer: Literal["adamw", "scion", "muon"] = "adamw"
+    drift: Literal["sinkhorn", "l2"] = "sinkhorn"
+    steering: Steering | None = None
+    merge: Merge | None = None
+    preference: Preference | None = None
+    # The arm that it is compared with in table `neighbours`.
+    control: ArmName | None = None
+
+    def needs(self) -> list[str]:
+        """Arms whose finished runs of the same seed this one is made from."""
+        return [self.steering.reference] if self.steering else list(self.merge.arms) if self.merge else []
 
 
 class Lora(Section):
@@ -182,6 +215,7 @@ class Geometry(Section):
     subspace: Count
     permutations: Annotated[int, Field(ge=19, lt=2**31)]  # fewer could never give p <= 0.05
     batch_size: Count
+    infomec: bool = False  # also modularity, compactness and explicitness of what being told a principle does
 
 
 class Seeds(Section):

@@ -9,7 +9,8 @@ import torch
 from enigma.llm.optimisers import Scion, build, orthogonalised
 from enigma.llm.steering import draw, steering_weights
 from enigma.method.complexity import lempel_ziv_bits, lempel_ziv_phrases, matched_bits
-from enigma.method.infomec import infomec, permutation_null
+from enigma.method.infomec import infomec, told_apart
+from enigma.method.transport import sinkhorn_divergence, squared_distance
 
 # ---- optimisers
 
@@ -117,13 +118,29 @@ def test_infomec_of_mixed_dimensions_is_explicit_and_not_modular():
     assert found.modularity < 0.15 and found.compactness < 0.15 and found.explicitness > 0.85
 
 
-def test_infomec_of_noise_is_not_above_its_null_and_of_labels_is():
+def test_principles_are_told_apart_where_states_differ_by_them_and_not_in_noise():
     rng = np.random.default_rng(2)
-    labels, groups = np.tile(np.arange(3), 16), np.repeat(np.arange(16), 3)
-    noise = rng.normal(size=(48, 4))
-    _, null = permutation_null(noise, labels, groups, 19)
-    assert infomec(noise, labels[:, None] == np.arange(3), groups).explicitness < 0.1
-    told, null = permutation_null(noise + 4 * np.eye(4)[labels], labels, groups, 19)
-    assert told.explicitness > max(one.explicitness for one in null)
+    prompts = rng.normal(size=(1, 16, 6)) * 10  # what a prompt adds to all is taken away
+    noise = rng.normal(size=(3, 16, 6)) + prompts
+    apart = noise + 6 * np.eye(6)[:3, None]
+    p_values = {name: row[-1] for name, *row in told_apart(apart, 19)}
+    assert p_values["explicitness"] == 1 / 20
+    rows = {name: row for name, *row in told_apart(noise, 19)}
+    assert rows["explicitness"][0] < 0.1 and rows["explicitness"][-1] > 1 / 20
     with pytest.raises(ValueError, match="one value"):
-        infomec(noise, np.zeros((48, 2)))
+        infomec(noise[0], np.zeros((16, 2)))
+
+
+# ---- the plain rival of the Sinkhorn term
+
+
+def test_squared_distance_by_hand_and_its_gradient():
+    """y's mean cost over all pairs is (0 + 4 + 4 + 0) / 2^2 = 2; the points moved by 1 and 3: (1 + 9) / 2 / 2."""
+    y = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0]], requires_grad=True)
+    found = squared_distance(x, y)
+    found.backward()
+    assert found.item() == pytest.approx(2.5)
+    assert torch.allclose(x.grad, torch.tensor([[0.0, 0.5], [0.0, 1.5]]))
+    # Tokens that change places leave the cloud, and the divergence, as they were.
+    assert squared_distance(y.flip(0), y) == 2 and sinkhorn_divergence(y.flip(0), y) < 1e-6

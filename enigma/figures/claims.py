@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import seaborn as sns
 
-from enigma.figures.style import BLUE, GREY, arm_styles, figure, finding, forest, panels, short, zero
+from enigma.figures.style import BLUE, GREY, arm_styles, figure, finding, forest, listed, panels, short, zero
 from enigma.stages.claims import NAME, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, UNDECIDED
+from enigma.stages.comparison import MEASURES
 from enigma.stages.prediction import OUTCOMES, SETS
 
 COLOURS = {SUPPORTED: BLUE, NOT_SUPPORTED: "#d55e00", UNDECIDED: GREY, NOT_TESTED: "#8a8a8a"}
@@ -89,4 +90,30 @@ def fig11_prediction(profile, points, prediction):
     return drawn, (
         "Does SI, measured before training, predict what training does? One point for each set, Spearman's rho, exact permutation p, "
         "not corrected for four outcomes."
+    )
+
+
+@figure(NAME, "neighbours")
+def fig12_neighbours(profile, neighbours):
+    """Every neighbour beside its control, one panel for each measure."""
+    if neighbours.empty:
+        raise ValueError("no arm of this profile names a control")
+    own = neighbours[neighbours["versus"].isna()]
+    arms, styles = own["arm"].tolist()[::-1], arm_styles(profile)
+    measures = [measure for measure in MEASURES if own[measure].notna().any()]
+    drawn, grid = panels(len(measures), 2.2, 0.24 * len(arms) + 0.9, columns=4, sharey=True)
+    for axes, measure in zip(grid, measures, strict=True):
+        names = (measure, f"{measure}_low", f"{measure}_high")
+        for row in own.itertuples():
+            forest(axes, own.loc[[row.Index]], [arms.index(row.arm)], *styles[row.arm], names=names)
+            control = own.loc[own["arm"] == profile.arms[row.arm].control, measure]
+            axes.plot(control, [arms.index(row.arm)] * len(control), "|", color=GREY, ms=9)
+        axes.set_title(measure.replace("_", " "))
+        axes.locator_params(axis="x", nbins=4)
+    grid[0].set_yticks(range(len(arms)), arms)
+    learned = own.loc[own["learned"].astype(bool), "arm"]
+    finding(drawn, f"Of {len(own)} arms these gained format reward in every run: {listed(learned)}")
+    return drawn, (
+        f"The neighbours, mean over {int(own['seeds'].max())} seed(s), the line from smallest to largest; the grey mark is the arm's "
+        "control. Bits: Lempel-Ziv, per character; ARC-Easy and PIQA: margin minus the untrained model's."
     )

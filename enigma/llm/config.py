@@ -66,6 +66,12 @@ class EnigmaConfig(GRPOConfig):
     ot_points: int = field(
         default=256, metadata={"help": "Tokens of a matched set that enter the Sinkhorn term."}
     )
+    drift: str = field(
+        default="sinkhorn",
+        metadata={
+            "help": "What `lambda_ot` bounds: `sinkhorn`, the divergence of the clouds, or `l2`, token by token."
+        },
+    )
     reference_steps: int = field(
         default=1,
         metadata={
@@ -94,6 +100,7 @@ class EnigmaConfig(GRPOConfig):
             "ot_layers": (len(self.ot_layers) > 0, "at least one layer"),
             "ot_epsilon": (self.ot_epsilon > 0, "more than 0"),
             "ot_budget": (self.ot_budget >= 0, "0 or more"),
+            "drift": (self.drift in ("sinkhorn", "l2"), "sinkhorn or l2"),
             "ot_points": (self.ot_points >= 2, "2 or more"),
             "legibility_steps": (self.legibility_steps >= 0, "0 or more"),
             "reference_steps": (self.reference_steps >= 1, "1 or more"),

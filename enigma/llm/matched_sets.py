@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.utils.data import Sampler
 from trl.trainer.utils import split_tensor_dict
 
 from enigma.llm.scoring import completion_logprobs
+from enigma.method.transport import solve_divergence, squared_distance
 
 
 @dataclass
@@ -100,6 +102,31 @@ def own_scores(model, prompts, completions, layers, entropy):
         groups[-1].append(i)
     scores = completion_logprobs(model, unique, completions, groups, layers=layers, entropy=entropy)
     return scores, (torch.tensor(rows), torch.tensor(slots))
+
+
+class Drift(NamedTuple):
+    """(sets, layers) each: the Sinkhorn divergence, and what the loss bounds; and the share of solves that stopped early."""
+
+    divergence: Tensor
+    bounded: Tensor
+    unconverged: Tensor
+
+
+def drift(hidden: Tensor, reference: Tensor, mask: Tensor, sets: int, bounded: str, **options) -> Drift:
+    """How far the states (B, T, layers, d) of each set's tokens, those of `mask` (B, T), are from the reference's.
+
+    `bounded`: `sinkhorn`, or `l2` for `squared_distance`. `options` go to `solve_divergence`.
+    """
+    solved, squared = [], []
+    for rows in torch.arange(len(mask)).view(sets, -1):
+        keep = mask[rows]
+        pairs = zip(hidden[rows][keep].unbind(1), reference[rows][keep].unbind(1), strict=True)
+        for x, y in pairs:
+            solved.append(solve_divergence(x, y, **options))
+            squared += [squared_distance(x, y)] if bounded == "l2" else []
+    values = torch.stack([s.value for s in solved]).view(sets, -1)
+    plain = torch.stack(squared).view(sets, -1) if squared else values
+    return Drift(values, plain, values.new_tensor([not s.converged for s in solved]).mean())
 
 
 def mean_logprob(logps: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from enigma.llm.packing import Packing, install, line_inputs
+from enigma.llm.prompts import encode
 from enigma.llm.scoring import shared_prefix
 
 ROOM = 64  # tokens that the rows' keys and values grow by
@@ -70,6 +71,20 @@ def sample_completions(
             batch = encoded[start : start + batch_size]
             completions += draw_completions(model, batch, max_tokens, end_tokens(model, tokenizer))
     return completions
+
+
+def sampled_rows(model, tokenizer, rows: list[dict], generations: int, **options) -> list[dict]:
+    """`generations` completions of each row's `prompt` (messages): the row itself with `prompt_ids`, `completion_ids`,
+    `completion` (text) and `tokens`. `options`: max_tokens, batch_size and seed of `sample_completions`."""
+    asked = [
+        row | {"prompt_ids": encode(tokenizer, row["prompt"])} for row in rows for _ in range(generations)
+    ]
+    drawn = sample_completions(model, tokenizer, [row["prompt_ids"] for row in asked], **options)
+    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    return [
+        row | {"completion_ids": ids, "completion": text, "tokens": len(ids)}
+        for row, ids, text in zip(asked, drawn, texts, strict=True)
+    ]
 
 
 def end_tokens(model, tokenizer) -> set[int]:

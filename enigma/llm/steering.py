@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from enigma.llm import prompts
-from enigma.llm.sampling import sample_completions
 from enigma.method.rewards import graded_format
 
 
@@ -32,17 +30,9 @@ def draw(items: Sequence, weights, seed: int, shuffled: bool = False) -> list:
     return [items[i] for i in generator.choice(len(items), size=len(items), p=weights)]
 
 
-def question_losses(model, tokenizer, rows: Sequence[dict], generations: int, **options) -> dict[str, float]:
-    """{question: 1 - mean graded reward} over `generations` completions of each row, in [0, 1].
-
-    `rows`: `question` and `prompt` (messages). `options`: max_tokens, batch_size and seed of `sample_completions`.
-    """
-    asked = [row for row in rows for _ in range(generations)]
-    encoded = [prompts.encode(tokenizer, row["prompt"]) for row in asked]
-    texts = tokenizer.batch_decode(
-        sample_completions(model, tokenizer, encoded, **options), skip_special_tokens=True
-    )
+def question_losses(rows: Sequence[dict]) -> dict[str, float]:
+    """{question: 1 - mean graded reward} of the rows of `enigma.llm.sampling.sampled_rows`, in [0, 1]."""
     found: dict[str, list[float]] = {}
-    for row, text in zip(asked, texts, strict=True):
-        found.setdefault(row["question"], []).append(1 - graded_format(text))
+    for row in rows:
+        found.setdefault(row["question"], []).append(1 - graded_format(row["completion"]))
     return {question: float(np.mean(losses)) for question, losses in found.items()}

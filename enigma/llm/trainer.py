@@ -21,9 +21,11 @@ from trl.trainer.utils import RepeatSampler, is_async_callable, use_adapter
 
 from enigma.llm.config import EnigmaConfig
 from enigma.llm.matched_sets import (
+    Drift,
     MatchedSampler,
     MatchedScores,
     check_rows,
+    drift,
     matched_sets,
     mean_logprob,
     own_scores,
@@ -36,7 +38,6 @@ from enigma.llm.matched_sets import (
 from enigma.llm.sampling import draw_completions, kept_weights, merged_adapter
 from enigma.llm.scoring import reasoning_tokens
 from enigma.method.infonce import mutual_information_bounds, pointwise_mutual_information, sami_loss
-from enigma.method.transport import solve_divergence
 
 # What this class relies on inside TRL. A test holds their signatures, so that a new release fails there.
 TRL_METHODS = (
@@ -289,8 +290,8 @@ class EnigmaTrainer(GRPOTrainer):
             scores = self._scores
         finally:
             self._scores = None
-        divergence, unconverged = self._divergence(scores, inputs)
-        penalty = torch.relu(divergence - args.ot_budget).mean()
+        divergence, bounded, unconverged = self._divergence(scores, inputs)
+        penalty = torch.relu(bounded - args.ot_budget).mean()
         # TRL's loss is already divided for gradient accumulation; the extra terms are means over matched sets.
         scale = self.current_gradient_accumulation_steps if mode == "train" else 1
         terms = {"loss/grpo": grpo * scale, **self._reference_metrics(scores, inputs)}
@@ -358,25 +359,23 @@ class EnigmaTrainer(GRPOTrainer):
         places = torch.arange(ids.shape[1], device=ids.device)
         return places < torch.tensor(lengths, device=ids.device)[:, None]
 
-    def _divergence(self, scores: MatchedScores, inputs) -> tuple[Tensor, Tensor]:
-        """(sets, layers): Sinkhorn divergence between the policy's and the reference's hidden states; and the share
-        of them whose solver stopped before its tolerance."""
+    def _divergence(self, scores: MatchedScores, inputs) -> Drift:
+        """(sets, layers): how far the policy's hidden states are from the reference's; NaN where nobody asked it."""
         args = self.args
         if "reference_hidden" not in inputs:
             missing = scores.logps.new_full((scores.sets, len(args.ot_layers)), float("nan"))
-            return missing, missing.new_zeros(())
+            return Drift(missing, missing, missing.new_zeros(()))
         hidden = scores.hidden if args.lambda_ot > 0 else scores.hidden.detach()
-        solved = []
-        for rows in torch.arange(len(scores.mask)).view(scores.sets, -1):
-            keep = scores.mask[rows]
-            policy, reference = hidden[rows][keep], inputs["reference_hidden"][rows][keep]
-            drawn = dict(max_points=args.ot_points, seed=args.seed + self.state.global_step)
-            for i in range(len(args.ot_layers)):
-                solved.append(
-                    solve_divergence(policy[:, i], reference[:, i], epsilon=args.ot_epsilon, **drawn)
-                )
-        values = torch.stack([s.value for s in solved]).view(scores.sets, -1)
-        return values, values.new_tensor([not s.converged for s in solved]).mean()
+        drawn = dict(max_points=args.ot_points, seed=args.seed + self.state.global_step)
+        return drift(
+            hidden,
+            inputs["reference_hidden"],
+            scores.mask,
+            scores.sets,
+            args.drift,
+            epsilon=args.ot_epsilon,
+            **drawn,
+        )
 
     @torch.no_grad()
     def _reference_metrics(self, scores: MatchedScores, inputs) -> dict[str, Tensor]:

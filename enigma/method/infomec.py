@@ -79,19 +79,21 @@ def _explained(z: np.ndarray, labels: np.ndarray, groups) -> float:
     return 1 - log_loss(labels, told) / _entropy(labels)
 
 
-def permutation_null(latents, labels, groups, draws: int, seed: int = 0) -> tuple[InfoMEC, list[InfoMEC]]:
-    """`infomec` of labels (n,), each value's indicator a source, and of `draws` permutations of them within groups."""
-    labels, groups = np.asarray(labels), np.asarray(groups)
-    generator = np.random.default_rng(seed)
+def told_apart(states, draws: int, seed: int = 0) -> list[list]:
+    """[measure, value, null mean, null 95 % quantile, p] of states (K, prompts, d) under K principles, K at least 2.
 
-    def measured(given):
-        return infomec(latents, given[:, None] == np.unique(given), groups, seed)
-
-    null = []
-    for _ in range(draws):
-        shuffled = labels.copy()
-        for group in np.unique(groups):
-            own = groups == group
-            shuffled[own] = generator.permutation(shuffled[own])
-        null.append(measured(shuffled))
-    return measured(labels), null
+    Each principle's indicator is a source; the latents are the 2K leading principal axes, each prompt's own mean taken
+    away. Null: principles permuted within prompts, `draws` times.
+    """
+    states = np.asarray(states, float)
+    k, prompts = states.shape[:2]
+    u, s, _ = np.linalg.svd((states - states.mean(0)).reshape(k * prompts, -1), full_matrices=False)
+    latents, groups = (u * s)[:, : 2 * k], np.tile(np.arange(prompts), k)
+    labels, generator = np.repeat(np.arange(k), prompts).reshape(k, prompts), np.random.default_rng(seed)
+    orders = [labels] + [generator.permuted(labels, axis=0) for _ in range(draws)]
+    found, *null = [infomec(latents, order.reshape(-1, 1) == np.arange(k), groups, seed) for order in orders]
+    rows = []
+    for name, value, drawn in zip(InfoMEC._fields, found, np.array(null).T, strict=True):
+        p_value = (1 + (drawn >= value - 1e-9).sum()) / (1 + draws)
+        rows.append([name, value, float(drawn.mean()), float(np.quantile(drawn, 0.95)), float(p_value)])
+    return rows

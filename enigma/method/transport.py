@@ -137,6 +137,17 @@ def solve_divergence(
     return Divergence(value.to(result_type), error <= tol, error, iterations)
 
 
+def squared_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """mean_i |x_i - y_i|^2 over y's own mean cost: a scalar in the unit of `sinkhorn_divergence`, with gradient.
+
+    x, y: (n, d), row i of both the same token. The plain rival of the divergence [D]: it also counts what only moves
+    points to where others were, and a token that changed places with another. Float64 inside, float32 out.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _to_float64(x), _to_float64(y)
+        return ((x - y).square().sum(1).mean() / _unit(y, None)).float()
+
+
 def _check_cloud(name: str, cloud: torch.Tensor) -> None:
     if cloud.ndim != 2:
         raise ValueError(f"{name}: shape {tuple(cloud.shape)}, expected (points, width)")

@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from enigma import stages
 from enigma.method.stats import Interval, own_label_test, student_interval
 from enigma.profile import BASE
-from enigma.stages import prediction, setting
+from enigma.stages import comparison, prediction, setting
 from enigma.stages.judging import (
     ABSTRACT,
     GENERAL_RULE,
@@ -58,6 +58,7 @@ CAPTIONS = {
     "mean over layers; strict: format reward at the end of training.",
     "prediction_points": prediction.CAPTION_POINTS,
     "prediction": prediction.CAPTION,
+    "neighbours": comparison.CAPTION,
     "claims": "The paper's claims and what was measured here. Value, low and high belong to the part that decided the "
     "verdict; the note has all parts. detectable: the smallest effect that such a run would have found in four of five "
     "cases. " + GENERAL_RULE,
@@ -374,6 +375,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
         "ablation": ablation_table(read),
         "prediction_points": points,
         "prediction": prediction.table(points, profile.seeds.bootstrap),
+        "neighbours": comparison.table(profile, read),
         "claims": pd.DataFrame([_row(entry, entry.find(read)) for entry in REGISTRY], columns=COLUMNS),
     }
 

@@ -37,6 +37,7 @@ from enigma import stages
 from enigma.data.principles import Principle, load_pool
 from enigma.data.questions import load_questions
 from enigma.method import geometry as measures
+from enigma.method import infomec
 from enigma.method.stats import Interval, mean_interval
 from enigma.method.transport import sinkhorn_divergence
 from enigma.profile import run_name
@@ -49,6 +50,7 @@ NAME = "04_geometry"
 MAX_LAYERS = 5
 MAX_TOKENS = 384
 MAX_TOLD = 12  # prompts that are read with each principle
+INFOMEC_DRAWS = 99  # permutations of its null
 MAX_POOL = 16  # principles that the permutation test draws from
 COLUMNS = {
     "geometry": ("layer", "measure", "value", "low", "high"),
@@ -58,6 +60,7 @@ COLUMNS = {
     ),
     "set_shares": ("layer", "set", "share"),
     "projection": ("layer", "kind", "name", "axis_1", "axis_2"),
+    "infomec": ("layer", "measure", "value", "null_mean", "null_high", "p_value"),
 }
 CAPTIONS = {
     "geometry": "Each arm against the untrained model on held-out prompts and identical tokens, by layer. fisher_rao and "
@@ -72,6 +75,10 @@ CAPTIONS = {
     "the other arms', for the test that permutes sets.",
     "projection": "Displacement of each prompt's mean state, and the principle directions themselves, on the two leading "
     "axes of the arm's principle span, in units of the untrained states' root mean square norm.",
+    "infomec": "Where the profile asks for it: modularity, compactness and explicitness (arXiv 2305.18378) of what being told a "
+    "principle does to the last layer's states, on their leading principal axes, each question's own mean taken away; each "
+    "principle of the set is a source. Null: principles permuted within questions; null_high its 95 % quantile. Rows ending in "
+    "_base are the untrained model's.",
 }
 CLOUD_MEASURES = (
     measures.effective_rank,
@@ -107,7 +114,9 @@ def _shared(profile, store: Store) -> dict:
     from enigma.llm.loading import fingerprint
 
     pool, sets = _principles(profile, store)
-    spec = profile.geometry.model_dump(exclude={"batch_size"})
+    # What is off is no ingredient, so that it could be added later.
+    unused = {"batch_size"} | ({"infomec"} if not profile.geometry.infomec else set())
+    spec = profile.geometry.model_dump(exclude=unused)
     questions = load_questions(profile.questions, "heldout", profile.geometry.prompts, profile.seeds.data)
     return {
         "model": fingerprint(profile.model, profile.seeds.initialisation),
@@ -213,6 +222,13 @@ def _make_run(profile, store: Store, base_folder: Path, arm: str, seed: int, fol
         ],
         **_direction_rows(profile, material, base, clouds, told_base, [p.name for p in pool], sets, members),
     }
+    if profile.geometry.infomec:
+        sides = (("", told), ("_base", told_base[members]))
+        rows["infomec"] = [
+            [material.layers[-1], name + suffix, *row]
+            for suffix, states in sides
+            for name, *row in infomec.told_apart(states[:, :, -1], INFOMEC_DRAWS, profile.seeds.evaluation)
+        ]
     atomic_write_json(folder / "rows.json", rows)
 
 
@@ -406,12 +422,12 @@ def _points(layer: int, kind: str, names, coordinates: np.ndarray) -> list[list]
 
 
 def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
-    """`geometry`, `directions`, `set_shares` and `projection`: the rows of all runs."""
+    """The tables of `CAPTIONS`: the rows of all runs."""
     return {name: _frame(raw["runs"], name) for name in COLUMNS}
 
 
 def _frame(runs: list[dict], name: str) -> pd.DataFrame:
-    rows = [[run["arm"], run["seed"], *row] for run in runs for row in run[name]]
+    rows = [[run["arm"], run["seed"], *row] for run in runs for row in run.get(name, [])]
     frame = pd.DataFrame(rows, columns=["arm", "seed", *COLUMNS[name]])
     texts = ("measure", "kind", "name", "set")
     return frame.astype({column: float for column in COLUMNS[name][1:] if column not in texts})

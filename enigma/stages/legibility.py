@@ -16,6 +16,7 @@ import pandas as pd
 from enigma import stages
 from enigma.data.questions import load_questions
 from enigma.method import sufficiency as si
+from enigma.method.complexity import matched_bits
 from enigma.method.rewards import graded_format, strict_format
 from enigma.method.stats import Interval, mean_interval
 from enigma.profile import BASE, run_name
@@ -32,6 +33,9 @@ CAPTIONS = {
     "untrained model, and format rewards. 95 % intervals over questions.",
     "legibility_items": "The rows of table legibility question by question, for paired comparisons. own, untrained: "
     "information in nats; nll: negative log-likelihood per token under the untrained model.",
+    "complexity": "Does a model repeat itself? Lempel-Ziv bits per character of its held-out completions, mean over questions "
+    "with a 95 % interval; base: of the untrained model's under the same principles, cut to the same length; difference: paired "
+    "by question. A collapse shows as a difference far below zero.",
     "transcripts": "What each model writes. sampled: temperature 1, under a principle, as in training; greedy: the likeliest "
     "token each time, without a principle. A small model rambles when sampled, because at every step some of the "
     "probability lies on odd tokens; its greedy text is tidier.",
@@ -118,7 +122,7 @@ def _carried(profile, store: Store, recipe: dict, arm: str, seed: int | None) ->
 
 
 def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
-    """`legibility`, `legibility_items` and `transcripts`. The untrained model has one row for each set."""
+    """The tables of `CAPTIONS`. The untrained model has one row for each set."""
     base = raw["models"][0]
     rows, items = [], []
     for name in profile.sets():
@@ -135,7 +139,35 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
         _add(rows, items, head, model["questions"], profile)
     tables = {"legibility": pd.DataFrame(rows), "legibility_items": pd.concat(items, ignore_index=True)}
     tables = {name: table.astype({"seed": "Int64"}) for name, table in tables.items()}
+    tables["complexity"] = _complexity(raw, profile).astype({"seed": "Int64"})
     return tables | {"transcripts": _transcripts(raw["models"]).astype({"seed": "Int64"})}
+
+
+def _complexity(raw: dict, profile) -> pd.DataFrame:
+    """One row for each model: bits, base and difference, each with its interval over questions."""
+    base, rows = raw["models"][0], []
+    for model in raw["models"]:
+        name = profile.arms[model["arm"]].set if model["arm"] != BASE else None
+        members = [base["principles"].index(p) for p in (raw["sets"][name] if name else base["principles"])]
+        untrained = _restricted(base["questions"], members)
+        pairs = np.array(
+            [
+                matched_bits(*(r["texts"] for r in both))
+                for both in zip(model["questions"], untrained, strict=True)
+            ]
+        )
+        row = {"arm": model["arm"], "seed": model["seed"], "questions": len(pairs)}
+        for column, values in (
+            ("bits", pairs[:, 0]),
+            ("base", pairs[:, 1]),
+            ("difference", pairs[:, 0] - pairs[:, 1]),
+        ):
+            found = mean_interval(
+                values, resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap
+            )
+            row |= {column: found.value, f"{column}_low": found.low, f"{column}_high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _restricted(questions: list[dict], members: list[int]) -> list[dict]:

@@ -13,25 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import random
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from enigma import stages
 from enigma.data.principles import Principle
 from enigma.data.questions import load_questions
 from enigma.errors import InputError
-from enigma.method.rewards import graded_format, strict_format
-from enigma.method.stats import mean_interval
 from enigma.profile import run_name
 from enigma.record.cache import Piece, Store, digest
 from enigma.record.files import atomic_write_text, file_hash
 from enigma.record.progress import headless
-from enigma.stages import jobs, select
+from enigma.stages import curves, jobs, select
 
 NAME = "02_train"
 # Columns of the table `training`, and the trainer's log keys that they come from.
@@ -74,6 +70,10 @@ ROLLOUTS = {
 }
 # Keys of the section `trainer` that do not change a run's numbers, or that an arm has of its own.
 INDIFFERENT = {"report_to", "save_steps", "zero_spread", "max_steps", "learning_rate", "beta", "ot_budget"}
+# An arm's keys of the neighbours (docs/neighbours.md), with their defaults.
+NEIGHBOURS = {"optimizer": "adamw", "drift": "sinkhorn", "steering": None, "merge": None, "preference": None}
+# Those that are no setting of the trainer.
+OUTSIDE = {"reward", *NEIGHBOURS} - {"drift"}
 
 
 # ---- pieces --------------------------------------------------------------------------------------------------------
@@ -89,27 +89,35 @@ def piece(profile, store: Store, arm: str, seed: int) -> Piece:
     from enigma.llm.loading import fingerprint
 
     chosen = select.chosen_sets(profile, store)[profile.arms[arm].set]
+    needed = profile.arms[arm].needs()
     ingredients = {
         "model": fingerprint(profile.model, profile.seeds.initialisation),
         "prompts": profile.prompts.model_dump(),
         "arm": arm_settings(profile, arm),
         "trainer": profile.trainer.model_dump(exclude=INDIFFERENT),
         "principles": [[p.name, p.text] for p in chosen],
-        "questions": digest(_questions(profile)),
+        "questions": digest(training_questions(profile)),
         "seeds": {key: getattr(profile.seeds, key) + seed for key in ("data", "initialisation", "sampling")},
     }
+    if needed:
+        ingredients["made_from"] = [piece(profile, store, other, seed).key for other in needed]
     return Piece("train", run_name(arm, seed), ingredients)
 
 
 def arm_settings(profile, arm: str) -> dict:
-    """The arm's values, with the trainer's where it has none of its own."""
-    own = profile.arms[arm].model_dump(exclude={"set", "seeds"})
+    """The arm's values, with the trainer's where it has none of its own, and without a neighbour's key that is not used."""
+    own = profile.arms[arm].model_dump(exclude={"set", "seeds", "control"})
+    own = {
+        key: value
+        for key, value in own.items()
+        if key not in NEIGHBOURS or value not in (NEIGHBOURS[key], None)
+    }
     for key in ("max_steps", "learning_rate", "beta", "ot_budget"):
         own[key] = getattr(profile.trainer, key) if own[key] is None else own[key]
     return own
 
 
-def _questions(profile) -> list[str]:
+def training_questions(profile) -> list[str]:
     """The training questions, as many as the longest arm needs; a shorter one then begins as the others do."""
     spec = profile.trainer
     per_step = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
@@ -183,9 +191,11 @@ def train(profile, store: Store, arm: str, seed: int) -> Path:
 
 def _train(profile, store: Store, one: Piece, arm: str, seed: int, target: Path | None) -> None:
     """Train one run into the folder `target`; None in the processes that do not write."""
-    from enigma.llm.callbacks import Recorder, last_checkpoint, write_lines
-    from enigma.llm.loading import hub_name, tidy_adapter
+    from enigma.llm.callbacks import Recorder, last_checkpoint
+    from enigma.stages import neighbours  # which calls this module
 
+    if make := neighbours.maker(profile.arms[arm]):
+        return make(profile, store, arm, seed, target)
     checkpoints = store.work_folder(one) / "checkpoints"
     recorder = Recorder(one.key)
     trainer = _trainer(profile, store, arm, seed, checkpoints, recorder)
@@ -204,38 +214,47 @@ def _train(profile, store: Store, one: Piece, arm: str, seed: int, target: Path 
     # A collective: every process takes part.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if target is not None:
-        steps = pd.DataFrame([row for row in trainer.state.log_history if "reward" in row])
-        steps = steps.reindex(columns=COLUMNS.values()).set_axis(list(COLUMNS), axis=1)
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
-            target / "adapter", state_dict=weights
-        )
-        tidy_adapter(target / "adapter", hub_name(profile.model))
-        atomic_write_text(target / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
-        write_lines(target / "rollouts.jsonl", recorder.rows)
+        log = [row for row in trainer.state.log_history if "reward" in row]
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        save_run(profile, target, policy, log, recorder.rows, weights)
     # A trainer holds itself in cycles; without this the next run begins with the last one's memory.
     del trainer
     gc.collect()
+
+
+def save_run(
+    profile, target: Path, model, log: list[dict], rollouts: list[dict], weights: dict | None = None
+) -> None:
+    """Write a run's files: `log` has the trainer's keys of `COLUMNS`, those that are missing are empty in steps.csv."""
+    from enigma.llm.callbacks import write_lines
+    from enigma.llm.loading import hub_name, tidy_adapter
+
+    steps = pd.DataFrame(log).reindex(columns=COLUMNS.values()).set_axis(list(COLUMNS), axis=1)
+    model.save_pretrained(target / "adapter", state_dict=weights)
+    tidy_adapter(target / "adapter", hub_name(profile.model))
+    atomic_write_text(target / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
+    write_lines(target / "rollouts.jsonl", rollouts)
 
 
 def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder):
     import torch
     from accelerate.utils import set_seed
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import PrinterCallback, ProgressCallback
 
-    from enigma.llm import prompts, rewards
+    from enigma.llm import optimisers, prompts, rewards
     from enigma.llm.callbacks import Probe, Watch
     from enigma.llm.config import EnigmaConfig
     from enigma.llm.loading import load_model, model_dtype
     from enigma.llm.trainer import EnigmaTrainer
     from enigma.method.rewards import strict_format_reward
+    from enigma.stages import neighbours
 
     spec, own = profile.trainer, arm_settings(profile, arm)
     settings = spec.model_dump(exclude={"lora", "zero_spread", "rollouts"})
     settings |= ROLLOUTS[spec.rollouts]
     settings |= jobs.share(spec, jobs.world_size())
-    settings |= {key: value for key, value in own.items() if key not in ("reward",)}
+    settings |= {key: value for key, value in own.items() if key not in OUTSIDE}
     config = EnigmaConfig(
         output_dir=str(output),
         **settings,
@@ -257,35 +276,56 @@ def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder)
     principles = select.chosen_sets(profile, store)[profile.arms[arm].set]
     model, tokenizer = load_model(profile.model, profile.seeds.initialisation)
     rows = matched_prompts(
-        _questions(profile), principles, spec.num_principles, profile.seeds.data + seed, **style
+        neighbours.questions(profile, store, arm, seed),
+        principles,
+        spec.num_principles,
+        profile.seeds.data + seed,
+        **style,
     )
     for row in rows:
         row["prompt"] = prompts.fit_template(tokenizer, row["prompt"])
     functions = [recorder.graded_format_reward, strict_format_reward]
     if own["reward"] != "format":
-        context = rewards.Context(principles, tokenizer, style, config.device, lambda: _untrained(trainer))
+        context = rewards.Context(
+            principles,
+            tokenizer,
+            style,
+            config.device,
+            lambda: _untrained(trainer),
+            spec.max_completion_length,
+            profile.seeds.sampling + seed,
+        )
         functions.append(rewards.build(own["reward"], context))
-    lora = spec.lora
     trainer = EnigmaTrainer(
         model,
         functions,
         config,
         Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora_config(profile),
         callbacks=[recorder, Watch(run_name(arm, seed)), Probe(tokenizer, style, config.device)],
     )
+    optimizer = optimisers.build(own.get("optimizer", "adamw"), trainer.model, config.learning_rate)
+    trainer.optimizer = optimizer or trainer.optimizer
     # TRL has drawn the adapter's first weights with `seed`, and would draw completions with it too.
     trainer.args.seed = profile.seeds.sampling + seed
     set_seed(trainer.args.seed, device_specific=True)
     trainer.remove_callback(PrinterCallback if headless() else ProgressCallback)
     return trainer
+
+
+def lora_config(profile):
+    """PEFT's description of the adapter that every arm is trained with."""
+    from peft import LoraConfig
+
+    lora = profile.trainer.lora
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
 
 
 @contextlib.contextmanager
@@ -348,57 +388,7 @@ def _fail_without_signal(profile, runs: list[dict]) -> None:
 
 def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     """`training`, `training_groups` and `training_checks`. Rewards are computed from the completions themselves."""
-    steps, groups, checks = [], [], []
-    for run in raw["runs"]:
-        rollouts = pd.DataFrame(run["rollouts"])
-        rollouts["graded"] = rollouts.completion.map(graded_format)
-        rollouts["strict"] = rollouts.completion.map(strict_format).astype(float)
-        head = {"arm": run["arm"], "seed": run["seed"]}
-        mine = pd.DataFrame(run["steps"])
-        rewards = (
-            rollouts.groupby("step")[["graded", "strict"]].mean().reindex(mine.step).add_prefix("reward_")
-        )
-        mine.insert(1, "reward_graded", rewards.reward_graded.to_numpy())
-        mine.insert(2, "reward_strict", rewards.reward_strict.to_numpy())
-        own_groups = _groups(rollouts)
-        steps.append(pd.DataFrame(head, index=mine.index).join(mine))
-        groups.append(pd.DataFrame(head, index=own_groups.index).join(own_groups))
-        checks.append(head | _check(mine, own_groups, profile.seeds.bootstrap))
-    training, training_groups = (pd.concat(frames, ignore_index=True) for frames in (steps, groups))
-    return {"training": training, "training_groups": training_groups, "training_checks": pd.DataFrame(checks)}
-
-
-def _groups(rollouts: pd.DataFrame) -> pd.DataFrame:
-    """One row for each GRPO group. Questions are named by a hash of their text."""
-    groups = rollouts.groupby(["step", "question", "principle"], sort=False)
-    table = groups.agg(
-        reward_graded=("graded", "mean"), reward_strict=("strict", "mean"), spread=("graded", "std")
-    )
-    table = table.reset_index()
-    table["question"] = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in table["question"]]
-    return table
-
-
-def _check(steps: pd.DataFrame, groups: pd.DataFrame, seed: int) -> dict:
-    """A run's gain in graded reward, and whether there was any signal to learn from.
-
-    The interval of the gain is over groups, first and last fifth of the steps as independent means (Welch by parts).
-    """
-    fifth = max(1, len(steps) // 5)
-    start = groups[groups.step <= steps.step.iloc[fifth - 1]].reward_graded
-    end = groups[groups.step >= steps.step.iloc[-fifth]].reward_graded
-    a, b = mean_interval(end, seed=seed), mean_interval(start, seed=seed)
-    gain = a.value - b.value
-    return {
-        "steps": len(steps),
-        "reward_start": b.value,
-        "reward_end": a.value,
-        "gain": gain,
-        "gain_low": gain - np.hypot(a.value - a.low, b.high - b.value),
-        "gain_high": gain + np.hypot(a.high - a.value, b.value - b.low),
-        "zero_spread_share": steps.zero_spread.mean(),
-        "status": "no signal" if (steps.zero_spread == 1).all() else "ok",
-    }
+    return curves.tables(profile, raw)
 
 
 def run(profile, results) -> dict[str, pd.DataFrame]:

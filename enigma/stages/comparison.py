@@ -1,0 +1,66 @@
+"""The neighbours beside each other: every arm that names a control, and what it changes (docs/neighbours.md)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from enigma.method.stats import student_interval
+from enigma.profile import BASE
+from enigma.stages.judging import Missing
+
+MEASURES = ("reward", "drift", "untrained_bound", "perplexity", "bits", "arc_easy", "piqa", "seconds")
+CAPTION = (
+    "Each neighbour and, in the row below, its difference to its control over paired seeds with Student's t interval; a row "
+    "without `versus` has the mean over seeds, with the smallest and the largest. reward: graded format at the end; drift: "
+    "Sinkhorn divergence on held-out prompts, mean over layers; untrained_bound: information (nats) that the untrained model "
+    "reads; perplexity: of held-out completions under the untrained model; bits: Lempel-Ziv bits per character; arc_easy, piqa: "
+    "margin minus the untrained model's, in standard deviations of its items; seconds: of a step. learned: whether the "
+    "gain's interval lies above zero in every run."
+)
+
+
+def table(profile, read) -> pd.DataFrame:
+    """The table `neighbours` from `enigma.stages.claims.Tables`; no rows where no arm has a control."""
+    controls = {name: arm.control for name, arm in profile.arms.items() if arm.control}
+    rows = []
+    for arm in [name for name in profile.arms if name in controls or name in controls.values()]:
+        found = {}
+        for measure in MEASURES:
+            for side in (arm, controls.get(arm)):
+                try:
+                    found[measure, side] = _by_seed(profile, read, measure, side)
+                except (Missing, KeyError):
+                    found[measure, side] = pd.Series(dtype=float)
+        checks = read.get("training_checks").query("arm == @arm")
+        head = {"arm": arm, "seeds": len(checks), "learned": bool((checks["gain_low"] > 0).all())}
+        own = {m: (v.mean(), v.min(), v.max()) for m in MEASURES for v in [found[m, arm].dropna()]}
+        rows.append(head | {"versus": ""} | _spread(own))
+        if arm in controls:
+            pairs = {m: (found[m, arm] - found[m, controls[arm]]).dropna() for m in MEASURES}
+            differences = {m: student_interval(v) if len(v) else (math.nan,) * 3 for m, v in pairs.items()}
+            rows.append(head | {"versus": controls[arm]} | _spread(differences))
+    columns = ["arm", "versus", "seeds", "learned", *_spread(dict.fromkeys(MEASURES, (0, 0, 0)))]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _spread(values: dict[str, tuple]) -> dict[str, float]:
+    return {m + end: x for m, v in values.items() for end, x in zip(("", "_low", "_high"), v, strict=True)}
+
+
+def _by_seed(profile, read, measure: str, arm: str | None) -> pd.Series:
+    if arm is None:
+        raise KeyError(arm)
+    if measure in ("arc_easy", "piqa"):
+        return read.effect(arm, BASE, [measure])
+    frame, column = {
+        "reward": lambda: (read.get("training_checks"), "reward_end"),
+        "drift": lambda: (read.drift(), "value"),
+        "untrained_bound": lambda: (read.get("legibility_items"), "untrained"),
+        "perplexity": lambda: (read.get("legibility"), "perplexity_base"),
+        "bits": lambda: (read.get("complexity"), "bits"),
+        "seconds": lambda: (read.get("training"), "seconds"),
+    }[measure]()
+    return read.by_seed(frame, column, arm).astype(np.float64)

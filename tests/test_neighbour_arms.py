@@ -1,0 +1,124 @@
+"""The neighbours as arms of one small run: what each is made from, what counts as changed, and the table of all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from enigma.errors import InputError
+from enigma.figures import claims as drawn
+from enigma.profile import BUILTIN, load_profile
+from enigma.record.results import Results
+from enigma.stages import claims, comparison, geometry, legibility, select, train
+
+PLAIN = {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}
+ARMS = {
+    "grpo": PLAIN,
+    "scion": PLAIN | {"optimizer": "scion", "learning_rate": 0.004, "control": "grpo"},
+    "l2": PLAIN | {"lambda_ot": 1.0, "drift": "l2", "control": "grpo"},
+    "salmon": PLAIN | {"reward": "salmon", "control": "grpo"},
+    "steered": PLAIN | {"steering": {"reference": "grpo", "tau": 0.1}, "control": "grpo"},
+    "merged": PLAIN | {"merge": {"arms": ["grpo", "scion"], "steps": 2}, "control": "grpo"},
+    "dpo": PLAIN | {"lambda_sami": 0.1, "preference": {"beta": 0.1}, "control": "grpo"},
+}
+
+
+def profile_with(folder, arms, **sections):
+    data = yaml.safe_load((BUILTIN / "smoke.yaml").read_text().replace("3e-4", "0.0003"))
+    data |= {"name": "tiny", "arms": arms}
+    data["trainer"]["max_steps"] = 2
+    for section, changes in sections.items():
+        data[section] |= changes
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return load_profile(folder / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Stages 1, 2, 4 and 5 of all arms."""
+    folder = tmp_path_factory.mktemp("neighbours")
+    profile = profile_with(folder, ARMS, geometry={"infomec": True})
+    results = Results(profile, folder / "results")
+    made = {}
+    for stage in (select, train, legibility, geometry):
+        made |= stage.run(profile, results)
+    made["neighbours"] = comparison.table(profile, claims.Tables(profile, made))
+    return profile, results, made
+
+
+def weights(run, arm):
+    profile, results, _ = run
+    return load_file(train.adapter(profile, results.store, arm, 0) / "adapter_model.safetensors")
+
+
+def test_every_arm_has_an_adapter_of_its_own(run):
+    adapters = {arm: weights(run, arm) for arm in ARMS}
+    name = next(key for key in adapters["grpo"] if "lora_B" in key)
+    # The format reward of a random model has no spread: plain GRPO learns nothing, and is reported so.
+    assert not adapters["grpo"][name].any() and not adapters["dpo"][name].any()
+    assert adapters["salmon"][name].any()
+    checks = run[2]["training_checks"].set_index("arm")["status"]
+    assert checks["grpo"] == checks["dpo"] == "no signal"
+    # The ranks of both teachers side by side.
+    assert adapters["merged"][name].shape[1] == 2 * adapters["grpo"][name].shape[1]
+    assert adapters["merged"].keys() == adapters["grpo"].keys()
+
+
+def test_what_is_made_from_another_run_changes_with_it(run, tmp_path):
+    results = run[1]
+    edited = {name: dict(arm) for name, arm in ARMS.items()}
+    edited["grpo"]["lambda_ot"] = 0.5
+    other = profile_with(tmp_path, edited)
+    new = {arm for arm in ARMS if results.store.kept(train.piece(other, results.store, arm, 0)) is None}
+    assert new == {"grpo", "steered", "merged"}
+
+
+def test_a_default_and_a_control_are_no_part_of_what_a_run_is_known_by(run, tmp_path):
+    results = run[1]
+    spoken = {"optimizer": "adamw", "drift": "sinkhorn", "control": "scion", "steering": None}
+    same = profile_with(tmp_path, ARMS | {"grpo": PLAIN | spoken})
+    assert results.store.kept(train.piece(same, results.store, "grpo", 0))
+
+
+def test_the_tables_have_every_arm_beside_its_control(run):
+    profile, _, made = run
+    table = made["neighbours"]
+    assert table["arm"].tolist() == ["grpo", *(arm for arm in ARMS if arm != "grpo" for _ in range(2))]
+    own = table[table["versus"] == ""].set_index("arm")
+    assert own[["reward", "drift", "untrained_bound", "perplexity", "bits", "seconds"]].notna().all(axis=None)
+    difference = table[(table["arm"] == "scion") & (table["versus"] == "grpo")].iloc[0]
+    assert difference["bits"] == pytest.approx(own.loc["scion", "bits"] - own.loc["grpo", "bits"])
+    assert own.loc["steered", "drift"] >= 0 and np.isnan(own["arc_easy"]).all()
+    read = table.replace({"versus": {"": None}})
+    assert "control" in drawn.fig12_neighbours(profile, read)[1]
+    base = made["complexity"].query("arm == 'base'").iloc[0]
+    assert base["difference"] == 0 and base["bits"] == base["base"] > 0
+    found = made["infomec"].groupby("measure").size()
+    assert len(found) == 6 and set(found) == {len(ARMS)} and made["infomec"]["p_value"].between(0.01, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"steering": {"reference": "later", "tau": 1.0}},
+            "arms.odd: found later; expected an arm that stands above",
+        ),
+        ({"merge": {"arms": ["grpo"], "steps": 2}}, "at least 2"),
+        ({"control": "nobody"}, "arms.odd.control: found nobody"),
+        ({"preference": {"beta": 1.0}, "merge": {"arms": ["grpo", "scion"], "steps": 0}}, "one of steering"),
+        ({"optimizer": "sgd"}, "'adamw', 'scion' or 'muon'"),
+    ],
+)
+def test_impossible_arms_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        profile_with(
+            tmp_path, {"grpo": PLAIN, "scion": ARMS["scion"], "odd": PLAIN | changes, "later": PLAIN}
+        )
+
+
+def test_a_profile_without_controls_has_an_empty_table(tmp_path):
+    profile = profile_with(tmp_path, {"grpo": PLAIN})
+    assert comparison.table(profile, claims.Tables(profile, {})).empty
