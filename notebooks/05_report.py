@@ -66,6 +66,14 @@ Markdown(
 figures.make(experiment, results, "fig10_ablation")
 
 # %% [markdown]
+# ## What else would do the same job
+#
+# The neighbours of the method, each beside its control (docs/neighbours.md), where the profile has such arms.
+
+# %%
+figures.make(experiment, results, "fig12_neighbours")
+
+# %% [markdown]
 # ## Does SI predict what training does?
 #
 # One point for each set of principles: its SI before training, and what became of the arm that was trained on it.

@@ -16,6 +16,7 @@ import pandas as pd
 
 from enigma.record.cells import interval_text, markdown_table, read_csv
 from enigma.stages import claims
+from enigma.stages.comparison import AT_DRIFT, MEASURES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,6 +93,21 @@ def stages(root: Path, profile: str) -> str:
     return compact(pd.DataFrame(rows, columns=["stage", "minutes", "peak memory, GB"]).round(1))
 
 
+def neighbours(root: Path, profile: str) -> str:
+    """One line for each arm: whether it learned, and what it changes against its control over paired seeds."""
+    frame = read_csv(root / "results/reference" / profile / "tables/neighbours.csv", [])
+    lines = []
+    for row in frame.dropna(subset=["versus"]).to_dict("records"):
+        told = [
+            f"{name.replace('_', ' ')} {interval_text(*(row[name + end] for end in ('', '_low', '_high')))}"
+            for name in (*MEASURES, AT_DRIFT)
+            if pd.notna(row[name])
+        ]
+        learned = "learned" if row["learned"] else "no gain in reward that is clear of zero"
+        lines.append(f"- **{row['arm']}** against {row['versus']} ({learned}): {'; '.join(told)}.")
+    return "\n".join(["Differences over paired seeds, with 95 % intervals (Student's t):", "", *lines])
+
+
 def costs(root: Path, profile: str) -> str:
     record = json.loads((root / "results/reference" / profile / "run.json").read_bytes())
     done, on, tests = record["stages"].values(), record["machine"], root / "benchmarks/tests.json"
@@ -109,7 +125,7 @@ def measured(root: Path, file: str, part: str, columns: str = "") -> str:
 
 
 BLOCKS = {name: partial(table, name=name) for name in TABLES}
-BLOCKS |= {each.__name__: each for each in (rules, verdicts, costs, stages)}
+BLOCKS |= {each.__name__: each for each in (rules, verdicts, neighbours, costs, stages)}
 BLOCKS |= {name: lambda root, _, of=of: measured(root, *of) for name, of in MEASURED.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -39,7 +40,7 @@ def profile_with(folder, arms, **sections):
 def run(tmp_path_factory):
     """Stages 1, 2, 4 and 5 of all arms."""
     folder = tmp_path_factory.mktemp("neighbours")
-    profile = profile_with(folder, ARMS, geometry={"infomec": True})
+    profile = profile_with(folder, ARMS, geometry={"infomec": True, "permutations": 19})
     results = Results(profile, folder / "results")
     made = {}
     for stage in (select, train, legibility, geometry):
@@ -97,6 +98,21 @@ def test_the_tables_have_every_arm_beside_its_control(run):
     assert base["difference"] == 0 and base["bits"] == base["base"] > 0
     found = made["infomec"].groupby("measure").size()
     assert len(found) == 6 and set(found) == {len(ARMS)} and made["infomec"]["p_value"].between(0.01, 1).all()
+
+
+def test_reward_is_compared_where_both_have_drifted_as_far():
+    """The second arm drifts to 2 at most, which the first one reaches at its second step."""
+    training = pd.DataFrame(
+        {
+            "arm": ["a"] * 4 + ["b"] * 4,
+            "seed": 0,
+            "step": [1, 2, 3, 4] * 2,
+            "sinkhorn": [0, 3, 4, 5, 0, 1, 1, 2],
+            "reward_graded": [0.1, 0.5, 0.8, 1.0, 0.0, 0.2, 0.3, 0.4],
+        }
+    )
+    assert comparison.at_equal_drift(training, "a", "b").tolist() == pytest.approx([0.3 - 0.3])
+    assert comparison.at_equal_drift(training, "a", "c").empty
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_built_in_profiles_are_valid_and_named_after_their_file(name):
 
 
 def test_no_other_built_in_profile():
-    assert builtin_names() == ["cpu", "gpu", "paper", "probe", "smoke", "study"]
+    assert builtin_names() == ["cpu", "gpu", "neighbours", "paper", "probe", "smoke", "study"]
 
 
 def test_importing_and_loading_loads_no_model_library():

@@ -12,12 +12,14 @@ from enigma.profile import BASE
 from enigma.stages.judging import Missing
 
 MEASURES = ("reward", "drift", "untrained_bound", "perplexity", "bits", "arc_easy", "piqa", "seconds")
+AT_DRIFT = "reward_at_drift"
 CAPTION = (
     "Each neighbour and, in the row below, its difference to its control over paired seeds with Student's t interval; a row "
     "without `versus` has the mean over seeds, with the smallest and the largest. reward: graded format at the end; drift: "
     "Sinkhorn divergence on held-out prompts, mean over layers; untrained_bound: information (nats) that the untrained model "
     "reads; perplexity: of held-out completions under the untrained model; bits: Lempel-Ziv bits per character; arc_easy, piqa: "
-    "margin minus the untrained model's, in standard deviations of its items; seconds: of a step. learned: whether the "
+    "margin minus the untrained model's, in standard deviations of its items; seconds: of a step; reward_at_drift: difference in "
+    "training reward, three steps' mean, where both runs had first drifted as far as the one that drifted less did at most. learned: whether the "
     "gain's interval lies above zero in every run."
 )
 
@@ -40,10 +42,27 @@ def table(profile, read) -> pd.DataFrame:
         rows.append(head | {"versus": ""} | _spread(own))
         if arm in controls:
             pairs = {m: (found[m, arm] - found[m, controls[arm]]).dropna() for m in MEASURES}
+            pairs[AT_DRIFT] = at_equal_drift(read.get("training"), arm, controls[arm])
             differences = {m: student_interval(v) if len(v) else (math.nan,) * 3 for m, v in pairs.items()}
             rows.append(head | {"versus": controls[arm]} | _spread(differences))
-    columns = ["arm", "versus", "seeds", "learned", *_spread(dict.fromkeys(MEASURES, (0, 0, 0)))]
+    columns = ["arm", "versus", "seeds", "learned", *_spread(dict.fromkeys((*MEASURES, AT_DRIFT), (0, 0, 0)))]
     return pd.DataFrame(rows, columns=columns)
+
+
+def at_equal_drift(training: pd.DataFrame, *arms: str) -> pd.Series:
+    """By seed, the first arm's reward minus the second's, each where its drift first reaches what both have reached."""
+    found = {}
+    for seed, both in training.dropna(subset=["sinkhorn"]).groupby("seed"):
+        runs = [both[both["arm"] == arm].sort_values("step") for arm in arms]
+        if any(run.empty for run in runs):
+            continue
+        level = min(run["sinkhorn"].max() for run in runs)
+        ends = [int((run["sinkhorn"].to_numpy() >= level).argmax()) + 1 for run in runs]
+        rewards = [
+            run["reward_graded"].iloc[max(0, n - 3) : n].mean() for run, n in zip(runs, ends, strict=True)
+        ]
+        found[seed] = rewards[0] - rewards[1]
+    return pd.Series(found, dtype=float)
 
 
 def _spread(values: dict[str, tuple]) -> dict[str, float]:

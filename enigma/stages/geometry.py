@@ -50,7 +50,7 @@ NAME = "04_geometry"
 MAX_LAYERS = 5
 MAX_TOKENS = 384
 MAX_TOLD = 12  # prompts that are read with each principle
-INFOMEC_DRAWS = 99  # permutations of its null
+INFOMEC_DRAWS = 39  # permutations of its null, at most: each fits four logistic regressions a principle
 MAX_POOL = 16  # principles that the permutation test draws from
 COLUMNS = {
     "geometry": ("layer", "measure", "value", "low", "high"),
@@ -223,11 +223,14 @@ def _make_run(profile, store: Store, base_folder: Path, arm: str, seed: int, fol
         **_direction_rows(profile, material, base, clouds, told_base, [p.name for p in pool], sets, members),
     }
     if profile.geometry.infomec:
-        sides = (("", told), ("_base", told_base[members]))
+        sides, draws = (
+            (("", told), ("_base", told_base[members])),
+            min(INFOMEC_DRAWS, profile.geometry.permutations),
+        )
         rows["infomec"] = [
             [material.layers[-1], name + suffix, *row]
             for suffix, states in sides
-            for name, *row in infomec.told_apart(states[:, :, -1], INFOMEC_DRAWS, profile.seeds.evaluation)
+            for name, *row in infomec.told_apart(states[:, :, -1], draws, profile.seeds.evaluation)
         ]
     atomic_write_json(folder / "rows.json", rows)
 
