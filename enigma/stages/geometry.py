@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -45,10 +43,10 @@ from enigma.record.cache import Piece, Store
 from enigma.record.files import atomic_write_bytes, atomic_write_json, read_json
 from enigma.record.progress import track
 from enigma.stages import select, train
+from enigma.stages.reading import Clouds, Material, pick_tokens, read_pair, read_told
 
 NAME = "04_geometry"
 MAX_LAYERS = 5
-MAX_TOKENS = 384
 MAX_TOLD = 12  # prompts that are read with each principle
 INFOMEC_DRAWS = 39  # permutations of its null, at most: each fits four logistic regressions a principle
 MAX_POOL = 16  # principles that the permutation test draws from
@@ -156,31 +154,6 @@ def measure(profile, store: Store) -> dict:
     return {"runs": found}
 
 
-@dataclass
-class Material:
-    """What every model reads: token ids, made once from the untrained model."""
-
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    told: list[list[list[int]]]  # principle -> prompts [::told_step] with that principle
-    told_step: int
-    picked: list[np.ndarray]  # token positions kept of each completion
-    prefix: list[int]
-    layers: list[int]
-    batch_size: int
-
-    @property
-    def owner(self) -> np.ndarray:
-        """The prompt of each kept token, (n,)."""
-        return np.repeat(np.arange(len(self.picked)), [len(positions) for positions in self.picked])
-
-
-@dataclass
-class Clouds:
-    means: np.ndarray  # (prompts, layers, d): mean over the completion's tokens
-    tokens: np.ndarray  # (layers, n, d): the kept tokens
-
-
 def _make_base(profile, store: Store, folder: Path) -> None:
     """The untrained model's completions, and its states under each principle of the pool."""
     import io
@@ -194,7 +167,7 @@ def _make_base(profile, store: Store, folder: Path) -> None:
     completions = greedy_completions(model, tokenizer, prompts, spec.max_tokens, spec.batch_size)
     material = _material(profile, store, tokenizer, completions, model)
     buffer = io.BytesIO()
-    np.save(buffer, _read_told(model, material, range(len(material.told))), allow_pickle=False)
+    np.save(buffer, read_told(model, material, range(len(material.told))), allow_pickle=False)
     atomic_write_json(folder / "completions.json", completions)
     atomic_write_bytes(folder / "told.npy", buffer.getvalue())
 
@@ -209,8 +182,8 @@ def _make_run(profile, store: Store, base_folder: Path, arm: str, seed: int, fol
     told_base = np.load(base_folder / "told.npy", allow_pickle=False)
     pool, sets = _principles(profile, store)
     members, boot = sets[profile.arms[arm].set], profile.seeds.bootstrap
-    base, clouds, distances = _read_pair(model, material)
-    told = _read_told(model, material, members)
+    base, clouds, distances = read_pair(model, material)
+    told = read_told(model, material, members)
     rows = {
         "geometry": [
             [material.layers[-1], "fisher_rao", *mean_interval(distances, seed=boot, support=(0, math.pi))],
@@ -288,63 +261,11 @@ def _material(profile, store: Store, tokenizer, completions: list[list[int]], mo
         completions=completions,
         told=told,
         told_step=step,
-        picked=_pick_tokens(completions, profile.seeds.evaluation),
+        picked=pick_tokens(completions, profile.seeds.evaluation),
         prefix=prompts[0][: shared_prefix([*prompts, *chain.from_iterable(told)])],
         layers=sorted(range(count, 0, -math.ceil(count / MAX_LAYERS))),
         batch_size=profile.geometry.batch_size,
     )
-
-
-def _pick_tokens(completions: list[list[int]], seed: int) -> list[np.ndarray]:
-    each = max(1, MAX_TOKENS // len(completions))
-    limits = [each if i < MAX_TOKENS else 0 for i in range(len(completions))]
-    drawn = (
-        np.random.default_rng([seed, i]).permutation(len(c))[: limits[i]] for i, c in enumerate(completions)
-    )
-    return [np.sort(positions) for positions in drawn]
-
-
-def _read_pair(model, material: Material) -> tuple[Clouds, Clouds, list[float]]:
-    """States of a PEFT model without and with its adapter, and each prompt's mean Fisher-Rao distance between the two."""
-    from enigma.llm.states import StateReader, batches
-
-    width, owner = model.config.get_text_config().hidden_size, material.owner
-    # Made whole at the start: small arrays that stay between large ones that go leave holes in memory, gigabytes in all.
-    sides = [
-        Clouds(
-            np.empty((len(material.prompts), len(material.layers), width), np.float32),
-            np.empty((len(material.layers), len(owner), width), np.float32),
-        )
-        for _ in range(2)
-    ]
-    with model.disable_adapter():
-        base = StateReader(model, material.prefix, material.layers)
-    arm = StateReader(model, material.prefix, material.layers)
-    distances = []
-    for rows in track(list(batches(len(material.prompts), material.batch_size)), "states", unit="batch"):
-        texts = [material.prompts[i] for i in rows], [material.completions[i] for i in rows]
-        with model.disable_adapter():
-            before = list(base.read(*texts, logits=True))
-        for i, *pair in zip(rows, before, arm.read(*texts, logits=True), strict=True):
-            distances.append(measures.fisher_rao(*(logits for _, logits in pair)).mean().item())
-            for side, (hidden, _) in zip(sides, pair, strict=True):
-                side.means[i] = hidden.mean(1)
-                side.tokens[:, owner == i] = hidden[:, material.picked[i]]
-    return *sides, distances
-
-
-def _read_told(model, material: Material, principles: Sequence[int]) -> np.ndarray:
-    """Mean state of the completion of each prompt with a principle, (principles, prompts, layers, d)."""
-    from enigma.llm.states import StateReader, batches
-
-    reader = StateReader(model, material.prefix, material.layers)
-    completions = material.completions[:: material.told_step]
-    states = []
-    for principle in track(principles, "states under each principle", unit="principle"):
-        for rows in batches(len(completions), material.batch_size):
-            read = reader.read([material.told[principle][i] for i in rows], [completions[i] for i in rows])
-            states += [hidden.mean(1).numpy() for hidden, _ in read]
-    return np.stack(states).reshape(len(principles), len(completions), *states[0].shape)
 
 
 def _paired_rows(arm: Clouds, base: Clouds, material: Material, subspace: int, seed: int) -> list[list]:
