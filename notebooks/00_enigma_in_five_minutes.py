@@ -83,6 +83,7 @@ labels = [f"{names[k]} {i % G + 1}" for i, k in enumerate(source)]
 posterior = torch.softmax(scores, 1).numpy()
 plt.figure(figsize=(6, 5), layout="constrained")
 sns.heatmap(posterior, xticklabels=names, yticklabels=labels, cmap="cividis", vmin=0, vmax=1)
+plt.xticks(rotation=15)
 plt.title("Posterior of each principle, for each completion", loc="left", fontsize=10)
 plt.show()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -27,6 +29,7 @@ PALETTE = (
     *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161"),
     *("#332288", "#882255", "#44aa99", "#999933", "#56b4e9", "#117733"),
 )
+CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 COLUMN = 3.4  # inches: one column of a paper
 SETTINGS = {
     "figure.constrained_layout.use": True,
@@ -197,18 +200,22 @@ def listed(names: Iterable[str]) -> str:
 
 
 def table(frame: pd.DataFrame, caption: str = "", digits: int = 3):
-    """A table as a notebook shows it: a caption, rounded numbers, whole texts; no index where it only counts."""
-    if frame.empty:
-        from IPython.display import Markdown
+    """A table as a notebook shows it: a caption, rounded numbers, whole texts; no index where it only counts.
 
+    Its looks stand in the cells, because notebooks that were run elsewhere lose their style sheets.
+    """
+    from IPython.display import HTML, Markdown
+
+    if frame.empty:
         return Markdown(f"*{caption}: nothing of it in this run.*")
-    look = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
-    shown = frame.style.format(precision=digits, na_rep="").set_caption(caption).set_properties(**look)
-    heads = [("text-align", "left"), ("vertical-align", "top")]
-    shown = shown.set_table_styles(
-        [
-            {"selector": "th", "props": heads},
-            {"selector": "caption", "props": [("text-align", "left"), ("font-weight", "bold")]},
-        ]
-    )
-    return shown.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) else shown
+    shown = frame.style.format(lambda cell: _cell(cell, digits)).set_caption(caption)
+    if isinstance(frame.index, pd.RangeIndex):
+        shown = shown.hide(axis="index")
+    text = re.sub(r"<style.*?</style>", "", shown.to_html(table_uuid="t"), flags=re.DOTALL)
+    return HTML(re.sub(r"<(td|th|caption)\b", rf'<\1 style="{CELL}"', text))
+
+
+def _cell(cell, digits: int) -> str:
+    if pd.isna(cell):
+        return ""
+    return short(cell, digits) if isinstance(cell, float) else html.escape(str(cell))

@@ -58,9 +58,9 @@ def fig3_training(profile, training):
     final = training[training["step"] > training["step"].max() - fifth].groupby("arm", sort=False)
     reached = final["reward_graded"].mean()
     best, least = reached.idxmax(), reached.idxmin()
+    told = f"{best} reaches the highest format reward ({short(reached[best])}), {least} the lowest ({short(reached[least])})"
     finding(
-        drawn,
-        f"{best} reaches the highest format reward ({short(reached[best])}), {least} the lowest ({short(reached[least])})",
+        drawn, told if best != least else f"Format reward at the end: {short(reached[best])} in every arm"
     )
     ends = listed(f"{arm} {short(value)}" for arm, value in reached.items())
     seeds = training.groupby("arm")["seed"].nunique().max()
