@@ -87,6 +87,11 @@ def test_the_draws_are_those_of_transformers_and_prompts_are_read_once(kind, toy
     assert seen[1:] == sorted(seen[1:], reverse=True) and seen[-1] < len(prompts), "rows leave the batch"
 
 
+def test_an_empty_prompt_is_refused(toy_model):
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        draw_completions(toy_model(), [[5], []], 2, ())
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely(toy_model):
     """Pearson's statistic over 4,000 first tokens against its 0.1 % quantile, rare tokens together."""
     model, prompt = toy_model().eval(), LONG

@@ -99,14 +99,17 @@ def _until_end(ids: list[int], ends: Collection[int]) -> list[int]:
     return ids[:end]
 
 
-class Writer(Packing):
+class Writer:
     """Rows that are written token by token, one for each of B prompts, equal ones among them or not.
 
+    To the model it is what a `Packing` is: `line`, the new tokens' positions, and `attend`.
     Keys and values lie in three levels: of what all prompts share, (S, H', D); of the rest of each different prompt but
     its last token, (U, R, H', D); and of each row's own tokens, that last one first, (B, H', room, D).
     """
 
     def __init__(self, model, prompts: list[list[int]]):
+        if not all(prompts):
+            raise ValueError("a prompt is empty: its last token predicts the completion's first")
         install(model)
         self.model, self.used, self.length = model, False, 0
         different = list(dict.fromkeys(map(tuple, prompts)))
