@@ -52,6 +52,11 @@ def check_questions(spec, counts: dict[str, int]) -> None:
         _available(where, pairs, role, count)
 
 
+def count_questions(spec, role: str, seed: int = 0) -> int:
+    """How many questions of a role there are. Raises InputError as `load_questions` does."""
+    return sum(its_role == role for _, its_role in _SOURCES[spec.source](spec, seed)[1])
+
+
 def _available(where: str, pairs: list[tuple[str, str]], role: str, count: int) -> list[str]:
     """All questions of a role. InputError where `count` are asked for and cannot be had."""
     available = [question for question, its_role in pairs if its_role == role]

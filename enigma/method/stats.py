@@ -87,13 +87,29 @@ def ratio_interval(
     error, and Student's t with n - 1 degrees the ends, which are cut to `support` (never past the estimate). NaN ends with
     one unit.
     """
-    a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
-    n, value = len(a), a.sum() / b.sum()
-    if n < 2:
-        return Interval(float(value), float("nan"), float("nan"))
-    _, low, high = student_interval(n * (a - value * b) / b.sum(), level)
+    value, influence = _influence(numerator, denominator)
+    if len(influence) < 2:
+        return Interval(value, float("nan"), float("nan"))
+    _, low, high = student_interval(influence, level)
     low, high = max(value + low, min(value, support[0])), min(value + high, max(value, support[1]))
-    return Interval(float(value), float(low), float(high))
+    return Interval(value, float(low), float(high))
+
+
+def ratio_difference(one, other, level: float = 0.95) -> Interval:
+    """R_one - R_other of two ratios of sums, each a pair of (n,), over the same n units and paired by unit (eq. 28).
+
+    As `ratio_interval`, with the difference of the two influences of a unit. NaN ends with one unit.
+    """
+    (first, a), (second, b) = _influence(*one), _influence(*other)
+    _, low, high = student_interval(a - b, level)
+    return Interval(first - second, first - second + low, first - second + high)
+
+
+def _influence(numerator, denominator) -> tuple[float, np.ndarray]:
+    """A ratio of sums, and the influence of each unit on it, (n,)."""
+    a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    value = a.sum() / b.sum()
+    return float(value), len(a) * (a - value * b) / b.sum()
 
 
 def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from enigma.method.stats import Interval, ratio_interval
+from enigma.method.stats import Interval, ratio_difference, ratio_interval
 
 
 class Ratio(NamedTuple):
@@ -41,6 +41,10 @@ class Ratio(NamedTuple):
         """SI with its 95 % interval over questions. The information lies in [0, log K], and so the ends in [0, 1]."""
         found = ratio_interval(self.information, self.weight, support=(0.0, math.log(k)))
         return Interval(*(sufficiency_index(end, k) for end in found))
+
+    def gain(self, other: Ratio, k: int, level: float = 0.95) -> Interval:
+        """SI minus the SI of `other` (eq. 31), both (questions,), with an interval that is paired by question."""
+        return Interval(*(sufficiency_index(end, k) for end in ratio_difference(self, other, level)))
 
 
 def sufficiency_index(information, k: int):

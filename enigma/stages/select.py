@@ -7,6 +7,7 @@ questions, and the sets that stage 2 trains on.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 
@@ -96,26 +97,31 @@ def measure(profile, store: Store) -> dict:
     return {"questions": measure_pieces(profile, store, pieces(profile, store))}
 
 
-def measure_pieces(profile, store: Store, todo: list[Piece]) -> list[dict]:
-    """Rows of all pieces; the model is loaded only where one has to be made."""
-    loaded = []
+def measure_pieces(profile, store: Store, todo: list[Piece], load=None) -> list[dict]:
+    """Rows of all pieces; the model is loaded only where one has to be made, by `load` where that is given."""
+    load = load or functools.cache(lambda: load_untrained(profile))
+    keys = ("samples", "max_tokens", "batch_size", "seed", "wordings", "sets")
 
-    def make(piece: Piece):
-        from enigma.llm.loading import load_model
+    def make(piece: Piece, folder):
         from enigma.llm.matched import sample_and_score
 
-        if not loaded:
-            loaded.extend(load_model(profile.model, profile.seeds.initialisation))
         recipe = piece.ingredients
-        options = {key: recipe[key] for key in ("samples", "max_tokens", "batch_size", "seed", "wordings")}
-        rows = sample_and_score(*loaded, recipe["questions"], recipe["texts"], recipe["prompts"], **options)
-        return lambda folder: atomic_write_json(folder / "rows.json", rows)
+        options = {key: recipe[key] for key in keys if key in recipe}
+        rows = sample_and_score(*load(), recipe["questions"], recipe["texts"], recipe["prompts"], **options)
+        atomic_write_json(folder / "rows.json", rows)
 
     rows = []
     for piece in track(todo, "sampling and scoring", unit="part"):
-        folder = store.get(piece, lambda folder, piece=piece: make(piece)(folder))
+        folder = store.get(piece, lambda folder, piece=piece: make(piece, folder))
         rows += read_json(folder / "rows.json")
     return rows
+
+
+def load_untrained(profile):
+    """(model, tokenizer) of the profile, before any training."""
+    from enigma.llm.loading import load_model
+
+    return load_model(profile.model, profile.seeds.initialisation)
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
