@@ -289,10 +289,14 @@ def _table(rows: list[dict], as_json: bool) -> None:
     from tabulate import tabulate
 
     frame = pd.DataFrame(rows)
-    shown = frame.map(
-        lambda value: f"{value:,.3g}" if isinstance(value, float) else "" if value is None else str(value)
-    )
+    shown = frame.map(_cell)
     print(tabulate(shown, headers=list(frame), showindex=False, disable_numparse=True, maxcolwidths=100))
+
+
+def _cell(value) -> str:
+    if str(value) in ("True", "False"):  # tabulate cannot wrap these words
+        return "yes" if value else "no"
+    return f"{value:,.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 class Terminated(KeyboardInterrupt):

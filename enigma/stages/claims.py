@@ -15,6 +15,8 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from enigma import stages
+from enigma.data.principles import load_pool
+from enigma.errors import InputError
 from enigma.method.stats import Interval, own_label_test, student_interval
 from enigma.profile import BASE
 from enigma.stages import comparison, prediction, setting
@@ -143,24 +145,24 @@ def selection(tables: Tables) -> Finding:
     ABSTRACT,
     "Effect: the SI gain of accepted texts on fresh questions, the largest, its interval widened by Bonferroni for the number "
     "of texts tried on them. A text is accepted only if its meaning stays near its seed's and its completions are recognised under the "
-    "seed's own wording. Not supported when no proposal was accepted. Negligible: 0.01.",
+    "seed's own wording. Not supported when no proposal was accepted. Only a creation from this profile and its pool counts. "
+    "Negligible: 0.01.",
 )
 def creation(tables: Tables) -> Finding:
     def part(name: str) -> Part:
-        table = tables.get("creation")
+        try:
+            table = tables.get("creation")
+        except InputError:
+            raise Missing("table creation of this profile") from None
+        pool = {p.name: p.text for p in load_pool(tables.profile.principles.pool)}
+        if any(pool.get(seed) != text for seed, text in zip(table["seed"], table["seed_text"], strict=True)):
+            raise Missing("table creation of this profile's pool")
         accepted = table[table["accepted"].astype(bool)]
         if accepted.empty:
             return Part(name, detail=f"none of {len(table)} proposals accepted", verdict=NOT_SUPPORTED)
         best = accepted.loc[accepted["gain"].idxmax()]
-        tried = int(table["gain"].count())
-        factor = scipy_stats.norm.ppf(1 - 0.025 / tried) / scipy_stats.norm.ppf(0.975)
-        low, high = (best["gain"] + factor * (best[end] - best["gain"]) for end in ("gain_low", "gain_high"))
-        return Part(
-            name,
-            Interval(best["gain"], low, high),
-            margin=0.01,
-            detail=f"{len(accepted)} of {len(table)} accepted",
-        )
+        found = Interval(*best[["gain", "gain_low", "gain_high"]])
+        return Part(name, found, margin=0.01, detail=f"{len(accepted)} of {len(table)} accepted")
 
     return Finding([measured("SI gain of the best created principle", part)])
 

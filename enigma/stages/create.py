@@ -31,7 +31,7 @@ from enigma.data.questions import check_questions, count_questions, load_questio
 from enigma.errors import InputError
 from enigma.method import sufficiency as si
 from enigma.record.cache import Piece, Store
-from enigma.record.files import atomic_write_text
+from enigma.record.files import atomic_write_text, plain
 from enigma.record.results import RECORD
 from enigma.stages import proposals as proposing
 from enigma.stages import select
@@ -269,4 +269,4 @@ def created_pool(seeds: list[Principle], table: pd.DataFrame) -> dict:
         source = f"created from {row.seed} by {row.origin}, SI gain on fresh questions {gain}"
         pool[row.seed] = replace(pool[row.seed], text=row.text, source=source, paraphrases=())
     entries = [{key: cell for key, cell in asdict(p).items() if cell} for p in pool.values()]
-    return {"principles": [e | {"paraphrases": list(e.get("paraphrases", []))} for e in entries]}
+    return plain({"principles": entries})

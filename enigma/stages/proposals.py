@@ -159,9 +159,11 @@ def rewrite_pieces(profile, seeds: list[Principle]) -> list[Piece]:
         "request": REWRITE_REQUEST,
         "count": REWRITES,
         "max_tokens": REWRITE_TOKENS,
-        "seed": profile.seeds.sampling,
     }
-    return [Piece("create", f"rewrites-{p.name}", {**common, "text": p.text}) for p in seeds]
+    return [
+        Piece("create", f"rewrites-{p.name}", {**common, "text": p.text, "seed": profile.seeds.sampling + i})
+        for i, p in enumerate(seeds)
+    ]
 
 
 def meaning_piece(principle: Principle, texts: list[str]) -> Piece:
