@@ -66,20 +66,20 @@ Markdown(
 figures.make(experiment, results, "fig10_ablation")
 
 # %% [markdown]
-# ## What else would do the same job
-#
-# The neighbours of the method, each beside its control (docs/neighbours.md), where the profile has such arms.
-
-# %%
-figures.make(experiment, results, "fig12_neighbours")
-
-# %% [markdown]
 # ## Does SI predict what training does?
 #
 # One point for each set of principles: its SI before training, and what became of the arm that was trained on it.
 
 # %%
 figures.make(experiment, results, "fig11_prediction")
+
+# %% [markdown]
+# ## What else would do the same job
+#
+# The neighbours of the method, each beside its control (docs/neighbours.md), where the profile has such arms.
+
+# %%
+figures.make(experiment, results, "fig12_neighbours")
 
 # %% [markdown]
 # ## The paper's setting and this one
