@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ Allow = Annotated[
 ]
 
 
+NO_MEMORY = r"failed to map segment|(cannot|can't) allocate memory|can't start new thread"
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -48,8 +52,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def check(profile: Profile = "cpu", as_json: Json = False) -> None:
+def check(profile: Profile = "cpu", as_json: Json = False, allow_code: Allow = False) -> None:
     """Look at a profile and everything it names, and say what it amounts to."""
+    _settings(None, None, allow_code)
     from enigma.profile import load_profile
     from enigma.run import costs, gpu_costs
     from enigma.run.inputs import check_inputs
@@ -137,6 +142,7 @@ def train(
             )
     runs = processes.shard([(a, s) for a, s in found.runs() if arm in (None, a) and seed in (None, s)], shard)
     check_inputs(found)
+    processes.rank()  # a wrong one is refused before anything is read
     with processes.ends_with_starter():
         train_runs(
             found,
@@ -255,7 +261,7 @@ def cite(
     from enigma.record.results import Results
 
     found = load_profile(profile)
-    print(citation(Results.reference(found) if results is None else Results(found, results), name))
+    _show(citation(Results.reference(found) if results is None else Results(found, results), name))
 
 
 @app.command()
@@ -271,7 +277,7 @@ def fetch() -> None:
 
 def _settings(launch: str | None, jobs: int | None, allow_code: bool) -> None:
     """Hand options to the stages, which a notebook runs in a process of its own."""
-    from enigma.llm.rewards import ALLOW
+    from enigma.errors import ALLOW
     from enigma.stages.jobs import JOBS, LAUNCH
 
     for name, value in ((LAUNCH, launch), (JOBS, jobs), (ALLOW, "1" if allow_code else None)):
@@ -283,14 +289,19 @@ def _table(rows: list[dict], as_json: bool) -> None:
     if as_json:
         from enigma.record.files import plain
 
-        print(json.dumps(plain(rows), indent=2))
+        print(json.dumps(plain(rows), indent=2))  # ASCII: nothing in it moves a terminal's cursor
         return
     import pandas as pd
     from tabulate import tabulate
 
     frame = pd.DataFrame(rows)
     shown = frame.map(_cell)
-    print(tabulate(shown, headers=list(frame), showindex=False, disable_numparse=True, maxcolwidths=100))
+    _show(tabulate(shown, headers=list(frame), showindex=False, disable_numparse=True, maxcolwidths=100))
+
+
+def _show(text: str) -> None:
+    """Print text that may come from outside: no control character of it reaches the terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
 def _cell(value) -> str:
@@ -312,6 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows what it can
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
         command = typer.main.get_command(app)
@@ -339,6 +353,11 @@ def main(arguments: list[str] | None = None) -> int:
             return _refuse(
                 InputError(f"command line: {found}; expected what `enigma --help` shows; correct it"), 2
             )
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error), re.IGNORECASE):
+            found = (
+                f"memory: found too little ({' '.join(str(error).split()) or 'MemoryError'}); expected more"
+            )
+            return _refuse(InputError(f"{found}; close other programs, or raise the limit of `ulimit -v`"), 1)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -356,7 +375,9 @@ def _refuse(error: Exception, code: int) -> int:
 
 
 def script() -> None:
-    """The console script."""
+    """The console script. Paths and files are UTF-8, whatever the locale says."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     sys.exit(main())
 
 

@@ -266,6 +266,19 @@ class Profile(Section):
         """The file it was loaded from, for other processes to load it again."""
         return self._path
 
+    def paths(self) -> list[str]:
+        """Files and folders of the user's own that it names."""
+        named = [(getattr(getattr(self, section), key), section, *rest) for section, key, *rest in _PATHS]
+        return [
+            value
+            for value, section, none, source, *_ in named
+            if value not in (None, none) and source in (None, getattr(getattr(self, section), "source", None))
+        ]
+
+    def outside(self) -> list[str]:
+        """Paths of this machine in the profile's text, comments included: nobody else has them."""
+        return re.findall(r"(?<![\w.])(?:/|~)[\w.-]*/[\w./-]*", self._text)
+
     def sets(self) -> list[str]:
         """The names of the sets that stage 1 chooses: the high-SI, the low-SI, and whatever else an arm is trained on."""
         return list(dict.fromkeys(["high", "low", *(arm.set for arm in self.arms.values())]))

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from enigma import __main__ as cli
 from enigma.errors import InputError
 from enigma.profile import BUILTIN, load_profile
-from enigma.record.results import Results
+from enigma.record.results import REFERENCE, Results
 from enigma.run import pipeline
 
 SECONDS = 8  # of processor time: a model would take longer
@@ -166,6 +166,20 @@ def link_out(name):
         (folder / name).symlink_to(folder.parents[1] / "outside")
 
     return damage
+
+
+def named_reference(place):
+    return [*key("name", "reference", command=("run",))(place), "--results", str(REFERENCE.parent)]
+
+
+def task(content):
+    """A task of lm-eval's kind in a file of the user's own."""
+
+    def prepare(place):
+        (place / "own.yaml").write_text(content)
+        return key("benchmarks.tasks", ["own.yaml"])(place)
+
+    return prepare
 
 
 MC = {"choices": ["a", "b"], "labels": [1, 0]}
@@ -376,6 +390,16 @@ CASES = [
         data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv/x": ""}),
         "found no such file",
     ),
+    (
+        "task: a function",
+        task("task: own\ndoc_to_text: !function x.y\n"),
+        "own.yaml: found code",
+        "--allow-code",
+    ),
+    ("task: a function in disguise", task("doc_to_text: !%66unction x.y\n"), "own.yaml: found code"),
+    ("task: a template", task("doc_to_text: \"{{ ''.__class__.__mro__ }}\"\n"), "own.yaml: found code"),
+    ("task: an include", task("include: /elsewhere.yaml\n"), "own.yaml: found code"),
+    ("reward: code", key("arms.grpo.reward", "os:system"), "reward: os:system: found code", "--allow-code"),
     # -- model folders
     (
         "model: no such folder",
@@ -438,7 +462,19 @@ CASES = [
         "remove the link",
     ),
     ("earlier: a file for a folder", earlier(put("figures", "x")), "figures: found a file"),
+    ("earlier: a run record that is a list", earlier(put("run.json", [])), "run.json: found list"),
+    (
+        "earlier: a run record without times",
+        earlier(put("run.json", {"stages": {"02_train": 3}, "profile_hash": "", "commit": ""})),
+        "run.json: found stages without their times",
+    ),
     # -- environment
+    ("RANK of nothing", environment("RANK", "x", given("train", "smoke")), "RANK: found 'x'"),
+    (
+        "WORLD_SIZE of nothing",
+        environment("WORLD_SIZE", "x", given("train", "smoke")),
+        "WORLD_SIZE: found 'x'",
+    ),
     (
         "ENIGMA_DATA is not there",
         environment("ENIGMA_DATA", "nowhere", given("check", "smoke")),
@@ -485,6 +521,24 @@ CASES = [
         "a-file/x/smoke: cannot be written",
     ),
     ("no name for results", given("run", "smoke", "--results", ""), "root: found ''"),
+    (
+        "results of a long name",
+        given("run", "smoke", "--results", "x" * 300),
+        "root: 'xxx",
+        "File name too long",
+    ),
+    ("results not UTF-8", given("run", "smoke", "--results", "a\udcffb"), "root: 'a\\udcffb'"),
+    (
+        "an open quote",
+        given("run", "smoke", "--launch", "bash -c 'x"),
+        "--launch: found No closing quotation",
+    ),
+    (
+        "results that are the published ones",
+        given("run", "smoke", "--results", str(REFERENCE)),
+        "published results",
+    ),
+    ("a profile named reference", named_reference, "published results"),
     ("an unknown figure", given("cite", "fig99", "--profile", "smoke"), "'fig99'"),
     ("a figure that climbs", given("cite", "../x", "--profile", "smoke"), "'../x'"),
 ]
@@ -496,7 +550,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENIGMA_DATA", "")
     monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("X", "")
+    for name in ("X", "RANK", "WORLD_SIZE", "ENIGMA_LAUNCH", "ENIGMA_JOBS", "ENIGMA_ALLOW_CODE"):
+        monkeypatch.setenv(name, "")
     return tmp_path
 
 

@@ -12,10 +12,15 @@ import pytest
 import yaml
 
 from enigma import stages
+from enigma.errors import InputError
 from enigma.profile import load_profile
+from enigma.record.files import atomic_folder
+from enigma.record.provenance import code_commit
 from enigma.record.results import Results
+from enigma.run import pipeline
 from enigma.run.status import status
-from enigma.stages import train
+from enigma.run.verify import verify
+from enigma.stages import claims, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ALL = {"select", "train", "legibility", "benchmark", "geometry"}
@@ -134,11 +139,28 @@ FAULTS = {
     ),
     "deleted completions": ("train/grpo-s0/*/rollouts.jsonl", Path.unlink, "is missing"),
     "a deleted record": ("train/grpo-s0/*/piece.json", Path.unlink, "its record is missing"),
+    "a record of other types": (
+        "train/grpo-s0/*/piece.json",
+        lambda path: path.write_text('{"key": 1, "recipe": 1, "files": [], "made": 1}'),
+        "its record is missing or damaged",
+    ),
+    "a file that was added": (
+        "train/grpo-s0/*/adapter",
+        lambda path: (path / "adapter_more.json").write_text("{}"),
+        "adapter/adapter_more.json was added",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_and_made_again_with_the_same_numbers(name, tiny, copied):
+def test_a_fault_is_named(name, tiny, copied):
+    pattern, damage, words = FAULTS[name]
+    damage(piece_file(copied, pattern))
+    assert words in to_do(tiny.profile, copied)["train grpo-s0"]
+
+
+@pytest.mark.parametrize("name", ["a deleted adapter", "an edited reward"])
+def test_what_is_faulty_is_made_again_with_the_same_numbers(name, tiny, copied):
     pattern, damage, words = FAULTS[name]
     before = copied.read_table("training").drop(columns=["seconds", "peak_memory_gb"])
     weights = piece_file(copied, "train/grpo-s0/*/adapter/adapter_model.safetensors").read_bytes()
@@ -165,6 +187,70 @@ def test_a_record_copied_from_another_arm_does_not_count(tiny, copied):
     assert "its record is of other work" in to_do(tiny.profile, copied)["train grpo-s0"]
 
 
+def test_no_time_takes_part(tiny, copied):
+    for number, path in enumerate(sorted(copied.folder.rglob("*"))):
+        os.utime(path, (number % 2 * 4e9,) * 2)
+    assert to_do(tiny.profile, copied) == {}
+    assert not [what for what, fault in verify(tiny.profile, copied) if fault]
+
+
+def test_a_piece_or_a_checkpoint_is_not_written_through_a_link(tiny, copied, tmp_path):
+    """What lies there is somebody else's: older checkpoints, for one, are removed."""
+    outside = tmp_path / "outside"
+    (outside / "checkpoint-1").mkdir(parents=True)
+    piece = train.piece(tiny.profile, copied.store, "grpo", 0)
+    place = copied.store.place(piece)
+    work = place.with_suffix(".work")
+    work.mkdir()
+    for link in (work / "checkpoints", work, place, place.parent):
+        shutil.rmtree(link, ignore_errors=True)
+        link.symlink_to(outside)
+        (place / "piece.json").unlink(missing_ok=True)
+        with pytest.raises(InputError, match="found a link out of"):
+            train.train(tiny.profile, copied.store, "grpo", 0)
+        assert [path.name for path in outside.iterdir()] == ["checkpoint-1"]
+        link.unlink()
+
+
+def test_tables_of_an_older_profile_are_not_mixed_with_newer_ones(tiny, copied, tmp_path):
+    """The pieces are all kept: what is skipped is refused for its tables, and verify names them."""
+    other = edited(tiny, tmp_path, ("description", "Another."))
+    mine = Results(other, copied.root)
+    with pytest.raises(InputError, match="was made with profile .* run again from notebook 01_select"):
+        pipeline.check_skipped(other, mine, ["01_select"])
+    faults = dict(verify(other, mine))
+    assert (
+        faults["figure fig3_training"] == faults["sidecar of table claims"] == "was made with another profile"
+    )
+    with pytest.raises(InputError, match="was made with profile"):
+        stages.run(claims, other, mine)
+    (copied.tables / "geometry.csv").unlink()
+    with pytest.raises(InputError, match="is missing"):
+        pipeline.check_skipped(tiny.profile, copied, ["04_geometry"])
+
+
+def test_a_leftover_of_a_killed_writer_goes_and_a_living_ones_stays(tiny, copied):
+    piece = train.piece(tiny.profile, copied.store, "grpo", 0)
+    place = copied.store.place(piece)
+    (dead, alive) = (place.with_name(f".{key}.0123abcd.tmp") for key in (place.name, "f" * 16))
+    for path in (dead, alive):
+        (path / "adapter").mkdir(parents=True)
+    (place / "piece.json").unlink()
+    copied.store.get(piece, lambda folder: (folder / "x").write_text("x"))
+    assert alive.is_dir() and not dead.exists()
+
+
+def test_a_piece_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Of a finished folder each file and each folder is flushed, and then the folder that it lies in."""
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with atomic_folder(tmp_path / "piece") as new:
+        (new / "adapter").mkdir()
+        (new / "adapter" / "weights").write_text("x")
+    assert {str(new / "adapter" / "weights"), str(new / "adapter"), str(new)} < set(flushed)
+    assert flushed[-1] == str(tmp_path)
+
+
 def test_a_clone_with_a_published_reference_samples_anew(tiny, tmp_path):
     """The published results of a profile lie in the clone; stage 1 makes its own pieces all the same."""
     clone = tmp_path / "clone"
@@ -185,3 +271,24 @@ def test_a_clone_with_a_published_reference_samples_anew(tiny, tmp_path):
     own = clone / "results" / "tiny" / "pieces" / "select"
     assert list(own.rglob("piece.json"))
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
+def test_the_commit_is_told_of_a_clone_of_another_user_and_within_a_hook(tmp_path, monkeypatch):
+    clone, other = tmp_path / "clone", tmp_path / "other"
+    for folder in (clone, other):
+        subprocess.run(["git", "init", "--quiet", folder], check=True)
+        (folder / "code.py").write_text("x = 1")
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", folder, "add", "code.py"], check=True)
+        subprocess.run(["git", *who, "-C", folder, "commit", "--quiet", "-m", folder.name], check=True)
+    head = subprocess.check_output(["git", "-C", clone, "rev-parse", "HEAD"], text=True).strip()
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    hook.chmod(0o755)
+    subprocess.run(["git", "-C", clone, "config", "core.fsmonitor", hook], check=True)
+    if os.geteuid() == 0:
+        for path in (clone, *clone.rglob("*")):
+            os.chown(path, 65534, 65534)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert code_commit(clone / "code.py") == head
+    assert not (tmp_path / "ran").exists()

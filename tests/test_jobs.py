@@ -63,6 +63,7 @@ def test_a_wrong_shard_is_refused(text):
         (f"{sys.executable} -x", "2", "--jobs: found 2 with the launcher"),
         ("", "many", "ENIGMA_JOBS: found 'many'"),
         ("", "-1", "ENIGMA_JOBS: found '-1'"),
+        ("bash -c 'x", "1", "--launch: found No closing quotation"),
     ],
 )
 def test_how_is_checked(monkeypatch, launch, count, message):

@@ -12,6 +12,7 @@ import pytest
 
 from enigma import __main__ as cli
 from enigma.errors import InputError
+from enigma.record import report
 from enigma.record.results import Results
 from enigma.run import compare, publish
 from enigma.run.verify import MANIFEST, verify
@@ -110,23 +111,54 @@ def both(path):
     path.with_suffix(".json").write_text(json.dumps(side | {"sha256": file_hash(path)}))
 
 
-TAMPERED = {
-    "a digit of a table": ("tables/legibility.csv", digit, "table legibility"),
-    "a row": ("raw/train.json.gz", row, "table training"),
-    "a table and its sidecar": ("tables/claims.csv", both, "table claims"),
-    "a picture": ("figures/fig3_training.png", lambda path: path.write_bytes(b"x"), "figure fig3_training"),
-    "a table that a figure was drawn from": ("tables/training.csv", both, "figure fig3_training"),
-    "a table that is gone": ("tables/geometry.csv", lambda path: path.unlink(), "table geometry"),
-    "rows that are gone": ("raw/select.json.gz", lambda path: path.unlink(), "stage select"),
-    "rows that are no rows": ("raw/select.json.gz", lambda path: path.write_bytes(b"x"), "stage select"),
+def of_another_file(path):
+    side = json.loads(path.read_text())
+    path.write_text(json.dumps(side | {"file": "/etc/passwd", "caption": "<script>x</script>"}))
+
+
+def gone(path):
+    path.unlink()
+
+
+def says(content):
+    return lambda path: path.write_bytes(content)
+
+
+TAMPERED = {  # of each group all at once: file, damage, what verify must name
+    "edited": [
+        ("tables/legibility.csv", digit, "table legibility"),
+        ("raw/train.json.gz", row, "table training"),
+        ("raw/train.json.gz", row, "rows of train"),
+        ("tables/claims.csv", both, "table claims"),
+        ("figures/fig3_training.png", says(b"x"), "figure fig3_training"),
+        ("raw/geometry.json.gz", says(b"x"), "stage geometry"),
+    ],
+    "edited with care": [
+        ("pieces/train/grpo-s0/*/steps.csv", says(b"step,reward\n1,0.99\n"), "rows of train"),
+        ("tables/training.csv", both, "figure fig3_training"),
+        ("figures/fig4_legibility.json", of_another_file, "figure fig4_legibility"),
+        ("tables/legibility.json", says(b"[]"), "sidecar of table legibility"),
+        ("tables/claims.csv", says(b"\xff\0\n\xfe"), "table claims"),
+    ],
+    "removed": [
+        ("tables/geometry.csv", gone, "table geometry"),
+        ("tables/echo.json", gone, "table echo"),
+        ("raw/select.json.gz", gone, "stage select"),
+        ("figures/fig1_sufficiency.png", gone, "figure fig1_sufficiency"),
+        ("figures/fig3_training.json", gone, "figure fig3_training"),
+        ("tables/claims.csv", says(b""), "table claims"),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_what_was_tampered_with_is_named(name, copied):
-    file, damage, expected = TAMPERED[name]
-    damage(copied.folder / file)
-    assert expected in faults(copied)
+    for file, damage, _ in TAMPERED[name]:
+        [path] = copied.folder.glob(file)
+        damage(path)
+    found = faults(copied)
+    assert not [expected for *_, expected in TAMPERED[name] if expected not in found]
+    assert "table training_groups" not in found
 
 
 def test_verify_does_not_pass_on_nothing(tiny, tmp_path, capsys):
@@ -168,8 +200,16 @@ def test_a_run_reproduces_itself_and_a_moved_interval_differs(tiny, copied):
 def test_a_table_that_is_missing_stops_the_comparison(tiny, copied):
     (copied.tables / "claims.csv").unlink()
     (copied.tables / "claims.json").unlink()
-    with pytest.raises(InputError, match=r"claims\.json"):
+    with pytest.raises(InputError, match=r"claims\.csv: is missing"):
         compare.compare(copied, tiny.results)
+
+
+def test_a_stale_or_foreign_figure_is_not_shown(tiny, copied):
+    of_another_file(copied.figures / "fig3_training.json")
+    (copied.notebooks / '"><script>.ipynb').write_text("{}")
+    text = report.publish_page(tiny.profile, copied).read_text(encoding="utf-8")
+    assert 'id="fig4_legibility"' in text
+    assert not re.search(r'<script|id="fig3_training"|/etc/passwd', text)
 
 
 def test_only_a_complete_run_of_one_clean_commit_is_published(tiny, copied, tmp_path, monkeypatch):

@@ -227,6 +227,60 @@ def test_no_notebook_or_module_shows_raw_html():
             assert way not in text, f"{path.name}: {way}"
 
 
+HOSTILE = (
+    SCRIPT,
+    "<script>document.title = 'run'</script>",
+    "<img src=x onerror=\"document.title = 'run'\">",
+    "<svg onload=\"document.title = 'run'\">",
+    "<style>body{display:none}</style>",
+    "</pre></td></table><iframe srcdoc=\"<script>top.document.title = 'run'</script>\">",
+    "[x](javascript:document.title='run')",
+    "<math><mtext><style><img src=x onerror=\"document.title = 'run'\"></style></mtext></math>",
+    "$\\text{<img src=x onerror=\"document.title = 'run'\">}$ $\\href{javascript:document.title='run'}{x}$ $\\frac{$",
+    "{{ 7 * 7 }} {% raw %} \\input{/etc/passwd} =HYPERLINK(1) \u202eabc",
+    "x" * 100_000,
+)
+
+
+def test_hostile_texts_do_nothing_in_a_browser(tmp_path):
+    """As questions, completions, principles, columns and captions; in a notebook's table and in the report."""
+    from enigma.figures import table
+    from enigma.record import report
+    from tests.browser import CHROMIUM, browser
+
+    if CHROMIUM is None:
+        pytest.skip("no browser here")
+    results = Results(load_profile("smoke"), tmp_path)
+    claim = {
+        "id": "C1",
+        "claim": SCRIPT,
+        "measure": SCRIPT,
+        "verdict": SCRIPT,
+        "rule": SCRIPT,
+        "note": SCRIPT,
+    }
+    claims = [claim | {"value": 1.0, "low": 0.0, "high": 2.0, "units": 3, "over": text} for text in HOSTILE]
+    results.write_table("claims", pd.DataFrame(claims), SCRIPT, "05_report")
+    shown = table(pd.DataFrame([HOSTILE], columns=HOSTILE, index=[HOSTILE[1]]), SCRIPT)._repr_html_()
+    outputs = [{"data": {"text/html": shown}}, {"name": "stdout", "text": "\n".join(HOSTILE)}]
+    outputs += [{"data": {"text/markdown": text}} for text in HOSTILE]
+    results.notebooks.mkdir()
+    cells = [{"cell_type": "code", "outputs": outputs}]
+    (results.notebooks / "01_select.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    (results.folder / "reproduction.md").write_text("\n\n".join(HOSTILE), encoding="utf-8")
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<meta charset=utf-8><title>whole</title>{shown}", encoding="utf-8")
+    page = report.publish_page(results.profile, results)
+    with browser(tmp_path) as tab:
+        for path, title in ((page, "ENIGMA companion, smoke"), (notebook, "whole")):
+            tab.open(path, 1000)
+            links = "[...document.querySelectorAll('a')].forEach(a => a.href.startsWith('javascript') && a.click())"
+            tab.run(links)
+            assert tab.run("new Promise(done => setTimeout(() => done(document.title), 500))") == title
+            assert tab.run("getComputedStyle(document.body).display") == "block"
+            assert tab.run("document.querySelectorAll('script, iframe, img, svg').length") == 0
+
+
 def test_principles_and_completions_are_escaped_in_markdown():
     table = markdown_table(pd.DataFrame({"text": [SCRIPT, "a\n# b\n<!--", "<details open ontoggle=x>"]}))
     assert "<" not in table

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import NamedTuple
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from enigma.method.stats import student_interval
 from enigma.profile import BASE
+from enigma.record.cells import markdown_text
 from enigma.record.results import figure_label
 
 GREY = "#6b6b6b"
@@ -70,8 +72,10 @@ def figure(stage: str, *tables: str):
         def styled(profile, *frames, column: bool = False):
             before = _in_column.set(column)
             try:
-                with sns.axes_style("ticks"), plt.rc_context(SETTINGS | (SMALL if column else {})):
-                    return draw(profile, *frames)
+                with plt.rc_context():
+                    matplotlib.rcdefaults()  # not a matplotlibrc of the user's or of the working directory
+                    with sns.axes_style("ticks"), plt.rc_context(SETTINGS | (SMALL if column else {})):
+                        return draw(profile, *frames)
             finally:
                 _in_column.reset(before)
 
@@ -92,7 +96,8 @@ def make(profile, results, name: str, column: bool = False) -> None:
     try:
         drawn, caption = entry.draw(profile, *map(results.read_table, entry.tables), column=column)
     except ValueError as nothing:
-        display(Markdown(f"*{name}: {nothing}*"))
+        results.drop_figure(name)
+        display(Markdown(f"*{name}: {markdown_text(nothing)}*"))
         return
     if column:
         path = results.save_column(name, drawn)
@@ -101,7 +106,7 @@ def make(profile, results, name: str, column: bool = False) -> None:
     plt.close(drawn)
     width = None if column else min(900, int(100 * drawn.get_figwidth()))
     display(Image(filename=str(path), width=width, alt=caption), metadata={"figure": name})
-    display(Markdown(f"**{figure_label(name)}** ({name}). {caption}"))
+    display(Markdown(f"**{figure_label(name)}** ({name}). {markdown_text(caption)}"))
 
 
 # ---- what figures are put together from ------------------------------------------------------------------------------
@@ -207,8 +212,9 @@ def table(frame: pd.DataFrame, caption: str = "", digits: int = 3):
     from IPython.display import HTML, Markdown
 
     if frame.empty:
-        return Markdown(f"*{caption}: nothing of it in this run.*")
-    shown = frame.style.format(lambda cell: _cell(cell, digits)).set_caption(caption)
+        return Markdown(f"*{markdown_text(caption)}: nothing of it in this run.*")
+    shown = frame.style.format(lambda cell: _cell(cell, digits)).set_caption(html.escape(caption))
+    shown = shown.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
     if isinstance(frame.index, pd.RangeIndex):
         shown = shown.hide(axis="index")
     text = re.sub(r"<style.*?</style>", "", shown.to_html(table_uuid="t"), flags=re.DOTALL)

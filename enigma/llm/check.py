@@ -221,9 +221,17 @@ def template_fault(template: str | None) -> str | None:
     if not template:
         return "found no chat template; expected an instruction-tuned model's tokenizer"
     chat = json.dumps([template, messages("Why?", "Be brief.")])
-    command = [sys.executable, "-I", "-c", _TRIAL]
+    command = [sys.executable, "-I", "-X", "utf8", "-c", _TRIAL]
     try:
-        done = subprocess.run(command, input=chat, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            input=chat,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=False,
+        )
         found = done.stdout if done.returncode == 0 else f"ended by signal {-done.returncode}"
     except subprocess.TimeoutExpired:
         found = "it does not end"

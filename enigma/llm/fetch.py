@@ -142,7 +142,14 @@ def _download(folder: Path, requirement: str = REQUIREMENT) -> Path:
         requirement,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=DOWNLOAD_SECONDS,
+            check=False,
+        )
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
     except subprocess.TimeoutExpired:
         done, said = None, f"no answer in {DOWNLOAD_SECONDS} s"

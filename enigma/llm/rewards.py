@@ -8,7 +8,6 @@ have one name in TRL's log, `principle_reward`, because an arm has one of them.
 from __future__ import annotations
 
 import importlib
-import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from enigma.data.principles import Principle
-from enigma.errors import InputError
+from enigma.errors import InputError, check_code_allowed
 from enigma.llm import prompts as chat
 from enigma.llm.loading import load_encoder
 from enigma.llm.matched_sets import own_scores
@@ -41,7 +40,6 @@ class Context(NamedTuple):
 
 
 REWARDS: dict[str, Callable[[Context], Callable]] = {}
-ALLOW = "ENIGMA_ALLOW_CODE"  # set by --allow-code
 
 
 def reward(name: str):
@@ -82,8 +80,7 @@ def check(name: str) -> None:
         raise InputError(
             f"reward: found {name!a:.80}; expected one of {known}, or module:function; correct it"
         )
-    if os.environ.get(ALLOW) != "1":
-        raise InputError(f"reward: {name} is code; expected a registered reward; add --allow-code to run it")
+    check_code_allowed(f"reward: {name}")
 
 
 ENCODER_TOKENS = 256  # as the encoder was trained

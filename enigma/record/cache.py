@@ -27,7 +27,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from enigma.errors import InputError
-from enigma.record.files import atomic_folder, atomic_write_json, file_hash, plain
+from enigma.record.files import atomic_folder, atomic_write_json, file_hash, plain, remove
 from enigma.record.provenance import made_now
 
 # One number for each kind of work. Raise it when that work's rows would change; a test says when its code has changed.
@@ -82,7 +82,10 @@ class Store:
     def work_folder(self, piece: Piece) -> Path:
         """Where an unfinished piece may keep what it needs to go on; made if missing."""
         folder = self.place(piece).with_suffix(".work")
+        self._check_own(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for inner in folder.iterdir():
+            self._check_own(inner)
         return folder
 
     def kept(self, piece: Piece) -> Path | None:
@@ -107,9 +110,12 @@ class Store:
         if kept := self.kept(piece):
             return kept
         place = self.place(piece)
+        self._check_own(place)
         with self._alone(place):
             if self.fault(piece):
                 started = time.monotonic()
+                for left in place.parent.glob(f".{place.name}.*.tmp"):  # of a writer that was killed
+                    remove(left)
                 with atomic_folder(place) as new:
                     make(new)
                     self._mark(piece, new, time.monotonic() - started)
@@ -117,7 +123,7 @@ class Store:
         return place
 
     def made(self, piece: Piece) -> dict:
-        """What made the piece: commit, versions, machine, day, seconds and peak memory."""
+        """What made the piece: commit, versions, machine, day and seconds."""
         return _marker(self.need(piece))["made"]
 
     def fault(self, piece: Piece) -> str:
@@ -136,7 +142,8 @@ class Store:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"] or file_hash(path) != expected["sha256"]:
                 return f"{name} was changed or is damaged"
-        return ""
+        added = sorted(_names(place) - marker["files"].keys() - {MARKER})
+        return f"{added[0]} was added" if added else ""
 
     def why(self, piece: Piece) -> str:
         """`fault`, and where the piece was made before from other ingredients, which of them changed."""
@@ -157,14 +164,18 @@ class Store:
 
     def _mark(self, piece: Piece, folder: Path, seconds: float) -> None:
         files = {
-            path.relative_to(folder).as_posix(): {"sha256": file_hash(path), "bytes": path.stat().st_size}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            name: {"sha256": file_hash(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in sorted(_names(folder))
         }
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         made = {**made_now(), "day": today, "seconds": round(seconds, 2)}
         marker = {"stage": piece.stage, "name": piece.name, "key": piece.key, "recipe": piece.recipe}
         atomic_write_json(folder / MARKER, {**marker, "files": files, "made": made})
+
+    def _check_own(self, path: Path) -> None:
+        """InputError for a link that leads out of the store: what is written or removed there is somebody else's."""
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"{path}: found a link out of {self.folder}; expected a folder; remove the link")
 
     @contextmanager
     def _alone(self, place: Path) -> Iterator[None]:
@@ -180,16 +191,25 @@ def _marker(folder: Path) -> dict:
     """piece.json of a folder; empty where there is none, or a damaged one."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return marker if {"key", "recipe", "files", "made"} <= marker.keys() else {}
-    except (OSError, ValueError, AttributeError):
+        whole = {"key", "recipe", "files", "made"} <= marker.keys()
+        whole &= all({"bytes", "sha256"} <= file.keys() for file in marker["files"].values())
+        return marker if whole & ({"commit", "versions", "machine"} <= marker["made"].keys()) else {}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
 def changes(before, now, key: str = "") -> list[str]:
     """What differs between two recipes, as "trainer.learning_rate 0.001 -> 0.002", at most four entries."""
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted(before.keys() | now.keys())
-        parts = [part for n in names for part in changes(before.get(n), now.get(n), f"{key}.{n}".lstrip("."))]
+        parts = []
+        for name in sorted(before.keys() | now.keys()):
+            inner = f"{key}.{name}".lstrip(".")
+            known = name in before and name in now
+            parts += changes(before[name], now[name], inner) if known else [inner]
         return parts if len(parts) <= 4 else [*parts[:4], f"and {len(parts) - 4} more"]
     if before == now:
         return []

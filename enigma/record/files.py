@@ -77,9 +77,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        for file in new.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
+        for inner in (
+            *new.rglob("*"),
+            new,
+        ):  # names as well as bytes: an unsynced folder is an empty one after a crash
+            _sync_folder(inner) if inner.is_dir() else _sync_file(inner)
         if path.exists():
             os.rename(path, old)
         os.rename(new, path)
@@ -91,7 +93,8 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         _raise_if_full(error, path, written)
         raise
     _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(old):
+        remove(old)
 
 
 def _temporary(path: Path) -> Path:
@@ -107,7 +110,12 @@ def remove_leftovers(folder: Path, but: Sequence[Path] = ()) -> None:
         if any(path.is_relative_to(kept) for kept in but):
             continue
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link itself."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _raise_if_full(error: BaseException, path: Path, size: int) -> None:
@@ -160,6 +168,8 @@ def read_json(path: Path, keys: Sequence[str] = ()) -> dict:
     """A JSON object that has `keys`. Raises InputError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if keys and not isinstance(value, dict):
+            raise ValueError(f"found {type(value).__name__}")
         if missing := [key for key in keys if key not in value]:
             raise ValueError(f"found no {missing[0]}")
     except (OSError, ValueError, TypeError) as error:

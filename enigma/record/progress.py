@@ -5,6 +5,7 @@ tqdm redraws its bar many times a second, which floods the log of a headless not
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -77,6 +78,32 @@ def pace(done: int, total: int | None, rate: float | None, unit: str) -> str:
         return ""
     text = f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s/{unit}"
     return f"{text}, {clock((total - done) / rate)} left" if total and done < total else text
+
+
+class Patient:
+    """A text stream whose reader may leave, as in `enigma run | head`: what follows is then written to nobody."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self._unread():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._unread():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _unread(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
 
 
 def clock(seconds: float) -> str:

@@ -46,9 +46,14 @@ def code_commit(file: Path | str = __file__) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    # A clone may be another user's, and a hook's or caller's GIT_DIR may name another repository. Nothing of it is run.
+    options = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+        command = ["git", *options, "-C", str(folder), *arguments]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace", timeout=30, env=own
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -75,7 +80,11 @@ def made_now() -> dict:
 
 def processor() -> str:
     """The processor's name as the machine gives it, with the instructions that matter here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    lines = (
+        Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        if os.path.exists("/proc/cpuinfo")
+        else []
+    )
     facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     name = facts.get("model name\t", platform.machine()).strip()
     return f"{name}, bfloat16" if "avx512_bf16" in facts.get("flags\t\t", "") else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 from pathlib import Path
@@ -42,10 +43,15 @@ PLACE = "\ue000{}\ue001"  # where a formula stands while the text around it is c
 
 def publish_page(profile, results: Results) -> Path:
     """Write results/<profile>/report.html: the verdicts, then every notebook's text, figures and tables in reading order."""
-    notebooks = sorted(results.notebooks.glob("*.ipynb"))
+    notebooks = [
+        path
+        for path in sorted(results.notebooks.glob("*.ipynb"))
+        if re.fullmatch(r"\w+", path.stem, re.ASCII)
+    ]
     links = [("claims", "Claims"), ("reproduction", "Reproduction")]
     links += [(path.stem, path.stem[3:].replace("_", " ").capitalize()) for path in notebooks]
-    sidecars = {item.name: item.sidecar for item in results.catalogue() if item.kind == FIGURE}
+    names = [path.stem for path in results.figures.glob("*.json") if not results.fault(FIGURE, path.stem)]
+    sidecars = {name: results.sidecar(FIGURE, name) for name in names}
     body = [
         f"<h1>ENIGMA companion: profile {html.escape(profile.name)}</h1>",
         f"<p>{html.escape(profile.description)}</p>",
@@ -73,11 +79,13 @@ def _claims(results: Results) -> list[str]:
     counts = [f"{word} {sum(claims['verdict'] == word)}" for word in VERDICTS]
     parts = [f"<p><b>{', '.join(counts).capitalize()}.</b> Each opens to its rule and to what was found.</p>"]
     for row in claims.itertuples():
-        kind = row.verdict.replace(" ", "-")
+        kind, verdict = (
+            html.escape(text) for text in (row.verdict.replace(" ", "-"), row.verdict.capitalize())
+        )
         found = "" if row.value == "" else f" {_measured(row)}."
         parts.append(
-            f"<details><summary><b>{row.id}</b> {html.escape(row.claim)} "
-            f'<span class="verdict {kind}">{row.verdict.capitalize()}.</span>{html.escape(found)}</summary>'
+            f"<details><summary><b>{html.escape(row.id)}</b> {html.escape(row.claim)} "
+            f'<span class="verdict {kind}">{verdict}.</span>{html.escape(found)}</summary>'
             f"<p>Rule. {html.escape(row.rule)}</p><p>Found. {html.escape(row.note)}</p></details>"
         )
     return parts
@@ -95,7 +103,7 @@ def _reproduction(results: Results) -> str:
 
 
 def _figure(name: str, sidecar: dict) -> str:
-    caption, finding = html.escape(sidecar["caption"]), html.escape(sidecar.get("finding", ""))
+    caption, finding = html.escape(sidecar["caption"]), html.escape(str(sidecar.get("finding", "")))
     files = [(f"figures/{name}.png", "PNG"), (f"figures/{name}.pdf", "PDF")]
     files += [(f"tables/{table}.csv", f"{table}.csv") for table in sidecar["inputs"]]
     links = "".join(f'<a href="{file}">{text}</a>' for file, text in files)
@@ -133,14 +141,13 @@ def _printed(text: str) -> str:
 
 def _markdown(text: str) -> str:
     """Safe HTML of Markdown, headings one level down, formulas as MathML, which browsers draw by themselves."""
-    from latex2mathml.converter import convert
     from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
     formulas = []
 
     def keep(found: re.Match) -> str:
         formula = (found[1] or found[2]).replace(r"\tag", r"\qquad \tag").replace(r"\log ", r"\log\, ")
-        formulas.append(convert(formula, display="block" if found[1] else "inline"))
+        formulas.append(_formula(formula, "block" if found[1] else "inline"))
         return PLACE.format(len(formulas) - 1)
 
     page = markdown2html_mistune(MATH.sub(keep, text))
@@ -149,6 +156,17 @@ def _markdown(text: str) -> str:
     for number, formula in enumerate(formulas):
         page = page.replace(PLACE.format(number), formula)
     return page
+
+
+def _formula(text: str, display: str) -> str:
+    """MathML of a LaTeX formula; the text itself where it is none, or where more than MathML would come of it."""
+    from latex2mathml.converter import convert
+
+    found = "<"
+    with contextlib.suppress(Exception):  # whatever the library raises over a text that is no formula
+        found = convert(text, display=display)
+    rest = re.sub(r'</?m[a-z]+( (?!href|on)[a-z]+="[\w.:/#%-]*")*\s*/?>', "", found)
+    return html.escape(f"${text}$") if "<" in rest else found
 
 
 def _safe(text: str) -> str:

@@ -15,8 +15,10 @@ the rows. It holds no time and no path, so the same rows give the same bytes. So
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -44,7 +46,8 @@ REFERENCE = REPOSITORY / "results" / "reference"
 RECORD = "run.json"
 FIGURE, TABLE = "figures", "tables"  # folders, and kinds of what lies there
 DATELESS = {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None}
-SIDECAR = ("file", "caption", "sha256", "stage", "inputs")  # what reading one relies on
+# What reading a sidecar relies on.
+SIDECAR = {"file": str, "caption": str, "sha256": str, "stage": str, "profile_hash": str, "inputs": dict}
 
 
 class Item(NamedTuple):
@@ -68,11 +71,20 @@ class Results:
         if not isinstance(root, str | Path) or not str(root):
             raise InputError(f"root: found {root!r}; expected the path of a folder; correct it")
         self.profile, self.root, self.read_only = profile, Path(root), read_only
-        if not read_only and self.root.resolve() == REFERENCE:
+        try:
+            str(root).encode("utf-8")
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(self.root / profile.name / TABLE)
+        except (OSError, ValueError) as error:
+            found = getattr(error, "strerror", None) or "no such name can be written"
             raise InputError(
-                f"{root}: found the published results; expected a folder of your own; choose another"
-            )
+                f"root: {str(root)!a:.60}: {found}; expected a folder's path; correct it"
+            ) from None
         self.folder = self.root / profile.name
+        if not read_only and self.folder.resolve().is_relative_to(REFERENCE):
+            raise InputError(
+                f"{self.folder}: found the published results; expected a folder of your own; choose another, or rename the profile"
+            )
         self.figures, self.tables = self.folder / FIGURE, self.folder / TABLE
         self.notebooks, self.raw = self.folder / "notebooks", self.folder / "raw"
         self.pieces = self.folder / "pieces"
@@ -84,7 +96,8 @@ class Results:
 
     @property
     def store(self) -> Store:
-        """What has been done. Reading it makes no folder."""
+        """What has been done. Reading it makes no folder. Raises InputError where it leads out of `root`."""
+        self.check_folders()
         return Store(self.pieces)
 
     def lock(self) -> FileLock:
@@ -162,6 +175,8 @@ class Results:
     def read_table(self, name: str) -> pd.DataFrame:
         """Read tables/<name>.csv. Raises InputError where it is missing, damaged, or was made from another profile."""
         path = self._path(self.tables, name, ".csv", write=False)
+        if not self.has_table(name):
+            raise InputError(f"{path}: is missing; expected it of an earlier stage; run that notebook")
         sidecar = self.sidecar(TABLE, name)
         if sidecar["profile_hash"] != self.profile.hash:
             raise InputError(
@@ -173,8 +188,8 @@ class Results:
                 f"{path}: is missing or was changed; expected it as it was written; run {sidecar['stage']}"
             )
         try:
-            return read_csv(path, sidecar["text_columns"])
-        except ValueError as error:
+            return read_csv(path, sidecar.get("text_columns", []))
+        except (ValueError, TypeError) as error:
             raise InputError(f"{path}: {str(error).splitlines()[0]}; expected a CSV table") from None
 
     def has_table(self, name: str) -> bool:
@@ -233,13 +248,56 @@ class Results:
 
     def read_record(self) -> dict:
         """run.json. Raises InputError where it is missing or damaged."""
-        return read_json(self.folder / RECORD, ("stages", "profile_hash", "commit"))
+        record = read_json(self.folder / RECORD, ("stages", "profile_hash", "commit"))
+        try:
+            [(float(one["seconds"]), float(one["peak_memory_gb"])) for one in record["stages"].values()]
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise InputError(
+                f"{self.folder / RECORD}: found stages without their times; expected a run record; delete the file and run again"
+            ) from None
+        return record
 
     # -- what is there
 
     def sidecar(self, kind: str, name: str) -> dict:
         """The sidecar of a figure or table. Raises InputError where it is missing or damaged."""
-        return read_json(self._path(self.folder / kind, name, ".json", write=False), SIDECAR)
+        path = self._path(self.folder / kind, name, ".json", write=False)
+        found = read_json(path, tuple(SIDECAR))
+        suffix = {FIGURE: ".png", TABLE: ".csv"}[kind]
+        wrong = [key for key, wanted in SIDECAR.items() if not isinstance(found[key], wanted)]
+        if wrong or found["file"] != name + suffix or found.get("pdf", f"{name}.pdf") != f"{name}.pdf":
+            raise InputError(
+                f"{path}: found another {(wrong or ['file'])[0]}; expected the sidecar of {name}{suffix}; run its notebook again"
+            )
+        return found
+
+    def fault(self, kind: str, name: str) -> str:
+        """Why a figure or table is not what its sidecar says, or not of this profile; "" where it is."""
+        try:
+            side = self.sidecar(kind, name)
+            faults = [
+                f"{file} {'was changed' if (self.folder / kind / file).is_file() else 'is missing'}"
+                for file, expected in (
+                    (side["file"], side["sha256"]),
+                    (side.get("pdf"), side.get("pdf_sha256")),
+                )
+                if file and _hash_of(self.folder / kind / file) != expected
+            ]
+            faults += [
+                f"was made from another {table}"
+                for table, hashed in side["inputs"].items()
+                if self.input_hash(table) != hashed
+            ]
+        except InputError as error:
+            return str(error)
+        if side["profile_hash"] != self.profile.hash:
+            faults.append("was made with another profile")
+        return "; ".join(faults)
+
+    def drop_figure(self, name: str) -> None:
+        """Remove a figure that an earlier run drew and this one does not."""
+        for suffix in (".png", ".pdf", ".json"):
+            self._path(self.figures, name, suffix).unlink(missing_ok=True)
 
     def catalogue(self) -> list[Item]:
         """Every figure and table in the order of the stages, figures first."""
@@ -252,8 +310,7 @@ class Results:
 
     def input_hash(self, name: str) -> str | None:
         """sha256 of the table `name`; None where there is none."""
-        path = self._path(self.tables, name, ".csv", write=False)
-        return file_hash(path) if path.is_file() else None
+        return _hash_of(self._path(self.tables, name, ".csv", write=False))
 
     # -- inside
 
@@ -295,6 +352,10 @@ def _distinct(made: Iterable[dict]) -> list[dict]:
 def figure_label(name: str) -> str:
     """ "Figure 3" of fig3_training."""
     return f"Figure {name.partition('_')[0].removeprefix('fig')}"
+
+
+def _hash_of(path: Path) -> str | None:
+    return file_hash(path) if path.is_file() else None
 
 
 def _natural(name: str) -> list:

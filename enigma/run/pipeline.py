@@ -22,9 +22,9 @@ from enigma.errors import InputError
 from enigma.llm.fetch import cache_folder
 from enigma.profile import load_profile
 from enigma.record.files import DiskFull, atomic_write_text, remove_leftovers
-from enigma.record.progress import clock
+from enigma.record.progress import Patient, clock
 from enigma.record.provenance import PACKAGES
-from enigma.record.results import REPOSITORY, Results
+from enigma.record.results import RECORD, REPOSITORY, Results
 from enigma.run import costs, resources
 from enigma.run.inputs import check_inputs
 from enigma.run.licences import licences
@@ -36,13 +36,8 @@ SMALLER = {"paper": "gpu", "gpu": "cpu", "study": "cpu", "cpu": "smoke"}
 SAMPLE_SECONDS = 0.2
 FULL = 2**20  # bytes; a disk with less left is full
 # Of a user's own set-up, nothing that could change a run: start-up files, kernels, matplotlib's settings.
-KERNEL = {
-    "ENIGMA_HEADLESS": "1",
-    "JUPYTER_NO_CONFIG": "1",
-    "IPYTHONDIR": "",
-    "JUPYTER_PATH": "",
-    "MPLCONFIGDIR": "",
-}
+KERNEL = {"ENIGMA_HEADLESS": "1", "JUPYTER_NO_CONFIG": "1", "PYTHONSTARTUP": "", "PYTHONUTF8": "1"}
+SCRATCH = ("IPYTHONDIR", "JUPYTER_PATH", "JUPYTER_DATA_DIR", "MPLCONFIGDIR")  # an empty folder
 
 
 class StageFailed(RuntimeError):
@@ -64,6 +59,7 @@ def run(
     """
     checked = load_profile(profile)
     results = Results(checked, root)
+    _check_scratch()
     every = stage_paths(folder)
     begin = _position(every, first, "--from") if first else 0
     end = _position(every, last, "--to") if last else len(every) - 1
@@ -72,6 +68,8 @@ def run(
             f"--to: found {last!r}, before --from {first!r}; expected it or a later stage; correct it"
         )
     results.check_folders()
+    if (results.folder / RECORD).is_file():
+        results.read_record()
     check_inputs(checked)
     check_skipped(checked, results, [path.stem for path in every[:begin]])
     jobs.how()
@@ -79,9 +77,15 @@ def run(
     notebooks = {path.stem: _prepared(path, parameters) for path in every[begin : end + 1]}
     _check_room(checked, results)
     with results.lock():
-        remove_leftovers(results.folder)
+        remove_leftovers(results.folder, but=[results.pieces])
         results.write_record(licences(checked, PACKAGES))
     expected = costs.stage_minutes(checked)
+    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+        _run_stages(notebooks, parameters, results, expected)
+    return results
+
+
+def _run_stages(notebooks: dict, parameters: dict, results: Results, expected: dict[str, float]) -> None:
     started = time.monotonic()
     for done, (stage, notebook) in enumerate(notebooks.items()):
         left = sum(expected.get(name, 0.0) for name in list(notebooks)[done:])
@@ -89,7 +93,6 @@ def run(
         about = f", about {clock(60 * left)} left if nothing is kept" if expected else ""
         print(f"== {stage} ({done + 1}/{len(notebooks)}): {used} so far{about}", file=sys.stderr, flush=True)
         _run_stage(stage, notebook, parameters, results)
-    return results
 
 
 def stage_paths(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -105,11 +108,22 @@ def stage_paths(folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def check_skipped(profile, results: Results, names: list[str]) -> None:
-    """Raise NotDone unless every piece of the stages `names` is kept."""
+    """Raise InputError unless every piece of the stages `names` is kept, and every table is there and of this profile."""
     for stage in all_stages():
         if stage.NAME in names:
             for piece in stage.pieces(profile, results.store):
                 results.store.need(piece)
+            for table in stage.CAPTIONS:
+                results.read_table(table)
+
+
+def _check_scratch() -> None:
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise InputError(
+            "TMPDIR: found no folder in which temporary files can be made; expected one; name it"
+        ) from None
 
 
 def _position(stages: list[Path], named: str, option: str) -> int:
@@ -199,10 +213,12 @@ def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None
         except PapermillExecutionError as error:
             if error.ename in ("InputError", "DiskFull", "NotDone"):
                 raise InputError(f"{stage}: {error.evalue}") from None
-            said = " ".join(f"{error.ename}: {error.evalue}".split())
+            said = _plain(f"{error.ename}: {error.evalue}")
             raise StageFailed(
                 f"{stage}: cell {error.exec_count} stopped with {said:.200}; {_full_disk(results)}the whole traceback is in {target}"
             ) from None
+        except RuntimeError as error:  # the library's word for a kernel that did not start
+            raise StageFailed(f"{stage}: {_plain(error)}; the same command tries again") from None
         except OSError as error:  # papermill writes its own copy to the temporary folder
             free = resources.free_disk(raw)
             raise StageFailed(
@@ -213,7 +229,7 @@ def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None
             seconds = time.monotonic() - started
             # On a full disk the failure itself is reported, not that its record does not fit.
             with contextlib.nullcontext() if status == "done" else contextlib.suppress(DiskFull):
-                _save(raw, target, parameters, whole=status != "done")
+                _save(raw, target, _replacements(parameters, results.profile), whole=status != "done")
                 results.record_stage(stage, status, seconds, peak[0])
     print(f"== {stage}: {clock(seconds)}, peak memory {peak[0]:.1f} GB", file=sys.stderr, flush=True)
 
@@ -221,11 +237,11 @@ def _run_stage(stage: str, notebook, parameters: dict, results: Results) -> None
 def _execute(notebook, raw: Path, parameters: dict, scratch: Path) -> None:
     import papermill
 
-    own = {name: value or str(scratch) for name, value in KERNEL.items()}
+    own = KERNEL | dict.fromkeys(SCRATCH, str(scratch))
     with _environment(own), _no_kernel_left():
         papermill.execute_notebook(
             notebook,
-            str(raw),
+            str(raw).replace("{", "{{").replace("}", "}}"),  # papermill takes it for a pattern
             parameters=parameters,
             kernel_name="python3",
             language="python",
@@ -260,6 +276,10 @@ def _full_disk(results: Results) -> str:
         if free >= FULL
         else f"{results.folder}: the disk is full: found {free:,} bytes free; free some and go on; "
     )
+
+
+def _plain(text) -> str:
+    return " ".join(str(text).split())
 
 
 @contextlib.contextmanager
@@ -304,11 +324,11 @@ def _peak_memory() -> Iterator[list[float]]:
 # ---- executed notebooks carry no path of this machine ---------------------------------------------------------------
 
 
-def _save(raw: Path, target: Path, parameters: dict, whole: bool) -> None:
+def _save(raw: Path, target: Path, replacements: list, whole: bool) -> None:
     """Keep the executed notebook; of a finished one not the progress lines, which the terminal had."""
     import nbformat
 
-    if not raw.is_file():
+    if not raw.is_file() or not raw.stat().st_size:
         return
     notebook = nbformat.read(raw, as_version=4)
     notebook.metadata.get("papermill", {}).update(
@@ -317,11 +337,11 @@ def _save(raw: Path, target: Path, parameters: dict, whole: bool) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code" and not whole:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    clean = nbformat.from_dict(_without_paths(notebook, _replacements(parameters)))
+    clean = nbformat.from_dict(_without_paths(notebook, replacements))
     atomic_write_text(target, nbformat.writes(clean) + "\n")
 
 
-def _replacements(parameters: dict) -> list[tuple[re.Pattern, str]]:
+def _replacements(parameters: dict, checked) -> list[tuple[re.Pattern, str]]:
     root, profile = Path(parameters["root"]), Path(parameters["profile"])
     named = {
         Path(tempfile.gettempdir()): "<tmp>",
@@ -334,16 +354,16 @@ def _replacements(parameters: dict) -> list[tuple[re.Pattern, str]]:
         root.absolute(): root.name or ".",
         root.resolve(): root.name or ".",
     }
-    if profile.is_absolute():
-        named[profile] = profile.name
-    paths = sorted(((str(path), name) for path, name in named.items()), key=lambda item: -len(item[0]))
+    named |= {Path(path): Path(path).name for path in (profile, *checked.paths()) if os.path.isabs(path)}
+    if data := os.environ.get("ENIGMA_DATA"):
+        named[Path(data).absolute()] = "<data>"
+    plain = {str(path): name for path, name in named.items()}
+    # In a cell's source a path stands as Python writes it.
+    written = {path.encode("unicode_escape").decode(): name for path, name in plain.items()}
+    paths = sorted((plain | written).items(), key=lambda item: -len(item[0]))
     # A colour code may stand right before a path in a traceback; a letter there means another, longer path.
     before, after = r"(^|\x1b\[[0-9;]*m|[^\w.~])", r"(?![\w-])"
-    return [
-        (re.compile(before + re.escape(path) + after), rf"\g<1>{name}")
-        for path, name in paths
-        if len(path) > 1
-    ]
+    return [(re.compile(before + re.escape(path) + after), name) for path, name in paths if len(path) > 1]
 
 
 def _without_paths(value, replacements: list[tuple[re.Pattern, str]]):
@@ -357,5 +377,5 @@ def _without_paths(value, replacements: list[tuple[re.Pattern, str]]):
         return [_without_paths(item, replacements) for item in value]
     if isinstance(value, str):
         for pattern, name in replacements:
-            value = pattern.sub(name, value)
+            value = pattern.sub(lambda found, name=name: found[1] + name, value)
     return value

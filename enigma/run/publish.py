@@ -13,7 +13,7 @@ from enigma.record.provenance import code_commit
 from enigma.record.results import RECORD, REFERENCE, Results
 from enigma.run.card import model_card
 from enigma.run.status import is_complete
-from enigma.run.verify import MANIFEST
+from enigma.run.verify import MANIFEST, verify
 from enigma.stages import all_stages, train
 
 MAIN_ARMS = ("grpo", "enigma_high", "enigma_low")
@@ -44,6 +44,13 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
             f"{results.folder}: found work of {', '.join(sorted(commits))}; expected one commit of a clean tree, the one that is "
             "checked out; run it again there"
         )
+    faults = [f"{what}: {fault}" for what, fault in verify(profile, results) if fault]
+    faults += [
+        f"{path}: found a link; expected a file" for path in results.folder.rglob("*") if path.is_symlink()
+    ]
+    faults += [f"the profile names {path}, a path of this machine" for path in profile.outside()]
+    if faults:
+        raise InputError(f"{results.folder}: {faults[0]}; expected a run that verifies; run it again")
     folder = target / profile.name
     with atomic_folder(folder) as new:
         for name in FOLDERS:

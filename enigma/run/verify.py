@@ -6,14 +6,16 @@ Every stage's `tables` is run again on the rows in raw/, and each table compared
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import math
 
 import pandas as pd
 
 from enigma.errors import InputError
 from enigma.record.cells import csv_text, written
-from enigma.record.files import file_hash
+from enigma.record.files import file_hash, plain, read_json
 from enigma.record.results import FIGURE, TABLE, Results
 from enigma.stages import all_stages, create, short_name
 
@@ -23,7 +25,10 @@ MANIFEST = "manifest.json"
 
 
 def verify(profile, results: Results) -> list[tuple[str, str]]:
-    """(what, fault) of every table, figure and file; an empty fault where it holds. Never empty itself."""
+    """(what, fault) of every table, figure and file; an empty fault where it holds. Never empty itself.
+
+    Of a run of one's own the rows are compared with the pieces that they come from. A reference has its list of files.
+    """
     found = [*_manifest(results), *_sidecars(results)]
     frames: dict[str, pd.DataFrame] = {}
     # What `enigma create` wrote is no stage's, but a claim reads it.
@@ -31,25 +36,44 @@ def verify(profile, results: Results) -> list[tuple[str, str]]:
     for stage in [*extra, *all_stages()]:
         name = short_name(stage)
         try:
-            made = stage.tables(profile, results.read_raw(name), frames)
+            raw = results.read_raw(name)
+            made = stage.tables(profile, raw, frames)
             # A later stage reads them as they are written, with six digits.
             frames |= {table: written(frame) for table, frame in made.items()}
+            if not results.read_only:
+                found.append((f"rows of {name}", _rows_fault(profile, results, stage, raw)))
         except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
-            found.append(
-                (f"stage {name}", f"its rows are missing or damaged ({' '.join(str(error).split()):.160})")
-            )
+            told = f"its rows are missing or damaged ({' '.join(str(error).split()):.160})"
+            found.append((f"stage {name}", told))
         for table in stage.CAPTIONS:
             found.append((f"table {table}", _table_fault(results, table, frames.get(table))))
     return found
+
+
+def _rows_fault(profile, results: Results, stage, raw: dict) -> str:
+    """Whether a run's rows are those of its pieces. Nothing is measured: every piece has to be there."""
+    store = results.store
+    for piece in stage.pieces(profile, store):
+        if why := store.why(piece):
+            return f"{piece.name}: {why}"
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress
+        again = json.loads(json.dumps(plain(stage.measure(profile, store)), ensure_ascii=False))
+    return "" if again == raw else "are not those that its pieces hold"
 
 
 def _table_fault(results: Results, name: str, expected: pd.DataFrame | None) -> str:
     path = results.tables / f"{name}.csv"
     if not path.is_file():
         return "missing"
+    if not path.with_suffix(".json").is_file():
+        return "its sidecar is missing"
     if expected is None:
         return "cannot be made again"
-    differs = cell_differences(_cells(path.read_text(encoding="utf-8")), _cells(csv_text(expected)))
+    try:
+        found = _cells(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError:
+        return "holds no table"
+    differs = cell_differences(found, _cells(csv_text(expected)))
     return f"{len(differs)} cells differ from its rows, first {differs[0]}" if differs else ""
 
 
@@ -83,22 +107,11 @@ def _close(a: str, b: str) -> bool:
 def _sidecars(results: Results) -> list[tuple[str, str]]:
     """Figures and tables against their sidecars, and figures against the tables that they were drawn from."""
     found = []
-    for item in results.catalogue():
-        side, folder = item.sidecar, results.folder / item.kind
-        faults = []
-        for file, expected in ((side["file"], side["sha256"]), (side.get("pdf"), side.get("pdf_sha256"))):
-            if file is None:
-                continue
-            if "/" in file or not (folder / file).is_file():
-                faults.append(f"{file} is missing")
-            elif file_hash(folder / file) != expected:
-                faults.append(f"{file} was changed")
-        older = [name for name, hashed in side["inputs"].items() if results.input_hash(name) != hashed]
-        faults += [f"was made from another {name}" for name in older]
-        kind = "figure" if item.kind == FIGURE else "sidecar of table"
-        found.append((f"{kind} {item.name}", "; ".join(faults)))
-    if not any(item.kind == TABLE for item in results.catalogue()):
-        found.append((str(results.folder.name), "holds no table"))
+    for kind, what in ((FIGURE, "figure"), (TABLE, "sidecar of table")):
+        files = sorted(path for path in (results.folder / kind).glob("*") if path.is_file())
+        found += [
+            (f"{what} {name}", results.fault(kind, name)) for name in dict.fromkeys(p.stem for p in files)
+        ]
     return found
 
 
@@ -109,9 +122,10 @@ def _manifest(results: Results) -> list[tuple[str, str]]:
     path = results.folder / MANIFEST
     if not path.is_file():
         return [(MANIFEST, "missing")]
-    from enigma.record.files import read_json
-
-    listed = read_json(path)
+    try:
+        listed = dict(read_json(path))
+    except (InputError, ValueError, TypeError):
+        return [(MANIFEST, "is no list of files")]
     there = {p.relative_to(results.folder).as_posix() for p in results.folder.rglob("*") if p.is_file()} - {
         MANIFEST
     }

@@ -51,11 +51,12 @@ def how() -> How:
 
     Raises InputError for a launcher that is not there and for launched runs side by side, which would meet at one port.
     """
-    launch = shlex.split(os.environ.get(LAUNCH, ""))
-    asked = os.environ.get(JOBS, "1")
-    if not asked.isdecimal():
-        raise InputError(f"{JOBS}: found {asked!a:.60}; expected a whole number, 0 or more; correct it")
-    if launch and int(asked) > 1:
+    try:
+        launch = shlex.split(os.environ.get(LAUNCH, ""))
+    except ValueError as error:
+        raise InputError(f"--launch: found {error}; expected a command; close its quotes") from None
+    asked = _number(JOBS, 1)
+    if launch and asked > 1:
         raise InputError(
             f"--jobs: found {asked} with the launcher {launch[0]}; expected 1: a launched run has the machine "
             "to itself; leave out one of them"
@@ -64,17 +65,26 @@ def how() -> How:
         raise InputError(
             f"--launch: found no program {launch[0]!a:.60}; expected a launcher such as accelerate; install it"
         )
-    return How((found, *launch[1:]) if launch else (), int(asked))
+    return How((found, *launch[1:]) if launch else (), asked)
 
 
 def rank() -> int:
     """Which of a launcher's processes this is; 0 where there is none."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """How many processes train this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return max(1, _number("WORLD_SIZE", 1))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise InputError(
+            f"{name}: found {text!a:.60}; expected a whole number, as a launcher sets it; unset it"
+        )
+    return int(text)
 
 
 def share(spec, processes: int) -> dict[str, int]:
@@ -165,6 +175,7 @@ def _start(profile, root: Path, one: tuple[str, int], log: Path, how: How, slot:
         JOBS: "1",
         STARTER: f"{own.pid} {own.create_time()} {socket.gethostname()}",
         "ENIGMA_HEADLESS": "1",
+        "PYTHONUTF8": "1",
         **_device(slot, how.jobs),
     }
     with open(log, "wb") as output:

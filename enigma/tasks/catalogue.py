@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enigma.errors import InputError
+from enigma.errors import InputError, check_code_allowed
 
 FOLDER = Path(__file__).parent
 # This project's own tasks, and the files with what they ask.
@@ -112,6 +112,8 @@ def check_data(names: Sequence[str]) -> None:
             raise InputError(
                 f"benchmarks.tasks: {name}: no such file; expected an lm-eval task; correct the path"
             )
+        if _is_file(name):  # its tags, its templates and what it includes can all reach Python
+            check_code_allowed(f"benchmarks.tasks: {name}")
         if folder is not None and name in LAYOUTS:
             for file in LAYOUTS[name].files.values():
                 for _ in read_rows(folder / file, name):

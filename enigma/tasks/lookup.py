@@ -12,7 +12,6 @@ import functools
 import importlib.metadata
 import io
 import logging
-import os
 import random
 import tempfile
 import warnings
@@ -27,7 +26,6 @@ from enigma.record.cache import digest
 from enigma.record.files import file_hash
 from enigma.tasks import catalogue
 
-ALLOW = "ENIGMA_ALLOW_CODE"  # set by --allow-code
 QUIET = ("lm_eval", "datasets", "huggingface_hub", "transformers")
 
 
@@ -105,12 +103,6 @@ def _load_task(manager, name: str):
 
 
 def _user_task(manager, name: str):
-    if os.environ.get(ALLOW) != "1" and any(
-        word in Path(name).read_text() for word in ("!function", "class:")
-    ):
-        raise InputError(
-            f"benchmarks.tasks: {name} holds code; expected plain YAML; add --allow-code to run it"
-        )
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
