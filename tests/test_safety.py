@@ -221,9 +221,12 @@ def test_a_completion_with_a_script_does_nothing_in_a_notebook():
 
 
 def test_no_notebook_or_module_shows_raw_html():
+    """But for `figures.table`, which escapes all of it: the test with a browser looks."""
     for path in SOURCES:
+        if path.name == "style.py":
+            continue
         text = path.read_text(encoding="utf-8")
-        for way in ("HTML(", "display_html", "_repr_html_", "to_html", "escape=False", "Javascript("):
+        for way in ("HTML(", "display_html", "_repr_html_", "to_html", "escape=False", "Javascript(", ".style."):
             assert way not in text, f"{path.name}: {way}"
 
 
