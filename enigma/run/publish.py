@@ -39,6 +39,14 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
         store.made(piece)["commit"] for stage in all_stages() for piece in stage.pieces(profile, store)
     }
     commits |= {results.read_record()["commit"], code_commit()}
+    for (
+        item
+    ) in results.catalogue():  # a table of no stage, such as `enigma create` writes, is published with them
+        commits |= {one["commit"] for one in item.sidecar.get("made", [])}
+        if item.sidecar["profile_hash"] != profile.hash:
+            raise InputError(
+                f"{results.folder}: {item.name} was made with another profile; expected {profile.hash}; make it again, or remove it"
+            )
     if len(commits) > 1 or any("+" in commit or commit == "unknown" for commit in commits):
         raise InputError(
             f"{results.folder}: found work of {', '.join(sorted(commits))}; expected one commit of a clean tree, the one that is "

@@ -1,17 +1,11 @@
 """Creation of principles before training: proposals for better texts, judged by the Sufficiency Index.
 
-A proposal stands in its seed's place, among the other seeds of the file (or the antithesis of an only seed):
-
-    gain = SI(proposal in the set) - SI(seed in the set)        paired by question                  (eq. 31)
-
-with the Rao-Blackwellised estimator (eq. 12), for which the whole set is sampled. The seeds are sampled once and shared:
-one measurement tells of all proposals that are left. Its completions are also read with the seed's wording in
-their place, as the reader q of eq. 12: a text that is recognised only under its own words does not mean what its seed
-means. Successive halving asks a few more questions each round, and the better half by the smaller of the two gains goes
-on. The best of many looks good by luck, so the last one of each seed is judged on fresh questions, of the role `heldout`.
-
-Its table belongs to no stage of a run: seeds come from a file of the user's. Source: docs/method.md, section 11 (our
-choice [D]); successive halving: Karnin, Koren and Somekh 2013, https://proceedings.mlr.press/v28/karnin13.html
+A proposal stands in its seed's place among the other seeds (or beside an only seed's antithesis). Its gain (eq. 31) is
+estimated by eq. 12, for which the whole set is sampled: the seeds once, for all proposals that are left. Its completions
+are also read with the seed's wording, as the reader q of eq. 12: a text that only its own words can read does not mean
+what its seed means. Halving asks more questions each round, and the better half by the smaller gain goes on. The
+best of many looks good by luck, so the last of each seed is judged on fresh questions. Source: docs/method.md,
+section 11 (our choice [D]); halving: Karnin, Koren and Somekh 2013, https://proceedings.mlr.press/v28/karnin13.html
 """
 
 from __future__ import annotations
@@ -45,24 +39,18 @@ COLUMNS = (
     *("si_seed", "si", "gain", "gain_low", "gain_high", "si_read", "accepted", "reason"),
 )
 CAPTIONS = {
-    "creation": "Every proposal for a better principle. similarity: cosine to its seed by the sentence encoder. round, questions: "
-    "how far it came in the halving, and gain_search: the smaller mean gain there, on the questions that chose, so it "
-    "flatters. The others, on fresh questions, for the last of each seed alone: SI of the seed and of the text in its "
-    "place, the gain with an interval that holds for all of these texts together (95 %, Bonferroni), and si_read: SI of "
-    "its completions with the seed's wording in its place. Accepted: the interval lies above zero, and si_read is "
-    "not below si_seed."
+    "creation": "Every proposal for a better principle. similarity: cosine to its seed by the sentence encoder. gain_search: the "
+    "smaller of its gains on the questions that chose, so it flatters. For the last of each seed, on fresh questions: SI "
+    "of the seed and of the text in its place, the gain with an interval that holds for all these texts together (95 %, "
+    "Bonferroni), and si_read: SI of its completions by the seed's wording. Accepted: gain_low > 0 and si_read >= si_seed."
 }
 
 # (texts, role, first question, end) -> rows of `sample_and_score` under the set and `texts`, one for each question.
 Ask = Callable[[list[str], str, int, int], list[dict]]
 
 
-# ---- search --------------------------------------------------------------------------------------------------------
-
-
 class Reading(NamedTuple):
-    """Information question by question, (questions,): of a text in its seed's place, of the seed, and of the text's
-    completions with the seed's wording as the reader."""
+    """Information by question: of a text in its seed's place, of the seed, of the text's completions by the seed's wording."""
 
     own: si.Ratio
     seed: si.Ratio
@@ -71,15 +59,15 @@ class Reading(NamedTuple):
 
 def reading(rows: list[dict], k: int, place: int, column: int) -> Reading:
     """Of the text in `column` of score matrices whose first `k` columns are the set, put in the set's `place`."""
-    members = [column if i == place else i for i in range(k)]
-    sides = []
-    for own, reader in ((members, range(k)), (range(k), range(k))):
-        kept = [np.isin(row["source"], own) for row in rows]
-        scores = [np.array(row["reasoning"], float)[some] for row, some in zip(rows, kept, strict=True)]
-        for columns in (own, reader):
-            found = si.principle_information([m[:, own] for m in scores], [m[:, columns] for m in scores])
-            sides.append(si.Ratio(found.information[place], found.weight[place]))
-    return Reading(own=sides[0], seed=sides[2], read=sides[1])
+    base = list(range(k))
+    members = [column if i == place else i for i in base]
+
+    def side(own: list[int], reader: list[int]) -> si.Ratio:
+        mine = [np.array(row["reasoning"], float)[np.isin(row["source"], own)] for row in rows]
+        found = si.principle_information([m[:, own] for m in mine], [m[:, reader] for m in mine])
+        return si.Ratio(found.information[place], found.weight[place])
+
+    return Reading(own=side(members, members), seed=side(base, base), read=side(members, base))
 
 
 def joined(parts: list[Reading]) -> Reading:
@@ -96,9 +84,7 @@ def schedule(proposals: int, questions: int) -> list[int]:
     return sorted({math.ceil(questions / 2**left) for left in range(rounds)})
 
 
-def search(
-    seeds: list[Principle], proposals: list[Proposal], ask: Ask, questions: int, fresh: int
-) -> pd.DataFrame:
+def search(seeds: list, proposals: list[Proposal], ask: Ask, questions: int, fresh: int) -> pd.DataFrame:
     """Successive halving on `questions`, then the last proposal of each seed against its seed on `fresh` ones.
 
     `ask` measures: its rows have the set's texts (`set_texts`) in the first columns, and those that it was given after
@@ -140,12 +126,9 @@ def judged(found: Reading, k: int, tried: int) -> dict:
     """Whether a text is accepted, and the numbers that say so; `tried` texts were judged with it."""
     gain = found.own.gain(found.seed, k, 1 - 0.05 / tried)
     own, seed, read = (float(side.sufficiency(k)) for side in found)
+    reason = "" if read >= seed else "its completions carry less by the seed's wording than the seed's own"
     if not gain.low > 0:
         reason = f"the interval of the gain is {'below' if gain.high < 0 else 'not clear of'} zero"
-    else:
-        reason = (
-            "" if read >= seed else "its completions carry less by the seed's wording than the seed's own"
-        )
     row = {"si_seed": seed, "si": own, "si_read": read, "accepted": not reason, "reason": reason}
     return row | {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
 
@@ -193,14 +176,8 @@ def pieces(profile, among: list[str], texts: list[str], role: str, start: int, e
         **{key: getattr(spec, key) for key in ("samples", "max_tokens", "batch_size")},
     }
     seed = profile.seeds.sampling if role == "select" else profile.seeds.evaluation
-    return [
-        Piece(
-            "create",
-            f"{role}-{i:03d}",
-            {**common, "questions": asked[i : min(i + step, end)], "seed": seed + i},
-        )
-        for i in range(start, end, step)
-    ]
+    parts = [{"questions": asked[i : min(i + step, end)], "seed": seed + i} for i in range(start, end, step)]
+    return [Piece("create", f"{role}-{i:03d}", {**common, **part}) for i, part in enumerate(parts, start)]
 
 
 def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
@@ -213,10 +190,10 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
 
 def kept(profile, results) -> bool:
     """Whether the results hold a creation that was made with this very profile."""
-    return (results.raw / f"{NAME}.json.gz").is_file() and results.read_raw(NAME)["profile"] == profile.hash
-
-
-# ---- the command ---------------------------------------------------------------------------------------------------
+    try:
+        return results.read_raw(NAME)["profile"] == profile.hash
+    except (InputError, LookupError, TypeError):
+        return False
 
 
 def load_seeds(name_or_path: str) -> list[Principle]:
@@ -238,9 +215,8 @@ def run(profile, seeds: list[Principle], results) -> pd.DataFrame:
     """
     from enigma.llm.check import check_model
 
-    if (results.folder / RECORD).is_file() and (
-        found := results.read_record()["profile_hash"]
-    ) != profile.hash:
+    found = results.read_record()["profile_hash"] if (results.folder / RECORD).is_file() else profile.hash
+    if found != profile.hash:
         raise InputError(
             f"{results.folder}: found results of another profile ({found}); expected {profile.hash}; choose another "
             "folder with --results, or run this profile first"

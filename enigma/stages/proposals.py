@@ -1,9 +1,8 @@
-"""Proposals for better texts of principles: edit operators, the model's own rewritings, and what makes a text unfit.
+"""Proposals for better texts of principles: edits, the model's own rewritings, and what makes a text unfit.
 
-A text must keep its seed's meaning. By the sentence encoder it must be as near to its seed as other principles never
-are (`SIMILARITY`), and nearer to it than to its antithesis. An encoder alone does not tell a rule from its opposite, nor
-every good paraphrase from another rule, so this is the first half of the guard: the second, in
-`enigma.stages.create`, reads the completions by the seed's own wording. Source: our choice [D] (docs/method.md, section 11).
+A text must be nearer to its seed than other principles are (`SIMILARITY`), and nearer than to its antithesis, by the
+sentence encoder. That is a coarse judge of meaning; `enigma.stages.create` also reads the completions by the seed's own
+wording. Source: our choice [D] (docs/method.md, section 11).
 """
 
 from __future__ import annotations
@@ -30,15 +29,16 @@ REWRITE_REQUEST = (
 # Cosine to the seed. In the built-in pool 95 % of the pairs of different principles lie below 0.42; every edit by the
 # operators lies above 0.55, and half of the independent paraphrases above 0.49. Chosen on these texts alone.
 SIMILARITY = 0.5
-
-# ---- operators -----------------------------------------------------------------------------------------------------
+APPENDED = (
+    "Show it in one example.",
+    "Name it in your first sentence.",
+    "Say so explicitly in your reasoning.",
+)
 
 
 def concrete(text: str) -> list[str]:
-    """The principle with a behaviour appended that a reader can observe."""
-    return [
-        f"{_sentence(text)} {more}" for more in ("Show it in one example.", "Name it in your first sentence.")
-    ]
+    """The principle with a behaviour appended that a reader can observe, or with the request to show it in the reasoning."""
+    return [f"{_sentence(text)} {more}" for more in APPENDED]
 
 
 def imperative(text: str) -> list[str]:
@@ -49,19 +49,8 @@ def imperative(text: str) -> list[str]:
     return [_sentence(asked[0].upper() + asked[1:])] if asked else []
 
 
-def explicit(text: str) -> list[str]:
-    """The principle with the request to show it in the chain of thought."""
-    return [f"{_sentence(text)} Say so explicitly in your reasoning."]
-
-
-OPERATORS = {function.__name__: function for function in (concrete, imperative, explicit)}
-
-
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-# ---- checks --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -93,12 +82,7 @@ def problem(text: str, taken: set[str]) -> str | None:
     return "the same as another text" if normalise(text) in taken else None
 
 
-def propose(
-    seeds: list[Principle],
-    rewrites: list[list[str]],
-    fits: Callable[[str], str | None],
-    near: Callable[[Principle, list[str]], list[tuple[float, float]]],
-) -> list[Proposal]:
+def propose(seeds: list[Principle], rewrites: list, fits: Callable, near: Callable) -> list[Proposal]:
     """All operators' proposals for each seed, then the `rewrites` of it. No text occurs twice.
 
     `fits`: the tokenizer's own rules, a reason or None. `near`: of each text its cosine to the principle and to its
@@ -107,16 +91,15 @@ def propose(
     taken = {normalise(text) for p in seeds for text in (p.text, p.antithesis) if text}
     found = []
     for principle, written in zip(seeds, rewrites, strict=True):
-        made = [(name, text) for name, edit in OPERATORS.items() for text in edit(principle.text)]
+        made = [(edit.__name__, text) for edit in (concrete, imperative) for text in edit(principle.text)]
         mine = []
         for origin, text in [*made, *(("rewrite", text) for text in written)]:
             reason = problem(text, taken) or fits(text)
             taken.add(normalise(text))
             # What could mislead a reader of the table is escaped.
             shown = ascii(text)[1:-1] if find_unsafe(text) else text
-            mine.append(
-                Proposal(principle.name, origin, shown, reason=f"refused: {reason}" if reason else "")
-            )
+            reason = f"refused: {reason}" if reason else ""
+            mine.append(Proposal(principle.name, origin, shown, reason=reason))
         fit = [p for p in mine if not p.reason]
         for proposal, (own, opposite) in zip(fit, near(principle, [p.text for p in fit]), strict=True):
             proposal.similarity = own
@@ -128,50 +111,33 @@ def propose(
     return found
 
 
-# ---- with the models -----------------------------------------------------------------------------------------------
-
-
 def make(profile, store: Store, seeds: list[Principle], load: Callable) -> tuple[list[Proposal], list[Piece]]:
     """The proposals for `seeds`, and the pieces that they were made from. `load`: (model, tokenizer), when needed."""
-    from enigma.llm.loading import load_tokenizer
+    from enigma.llm.fetch import ENCODER_SHA256
+    from enigma.llm.loading import fingerprint, load_tokenizer
     from enigma.llm.rewards import SemanticReward
 
-    encoder = functools.cache(lambda: SemanticReward(seeds))
-    todo = rewrite_pieces(profile, seeds)
-    rewrites = [
-        _kept(store, piece, lambda piece=piece: _rewritten(*load(), piece.ingredients)) for piece in todo
-    ]
+    encoder, tokenizer = functools.cache(lambda: SemanticReward(seeds)), load_tokenizer(profile.model)
+    asked = {"request": REWRITE_REQUEST, "count": REWRITES, "max_tokens": REWRITE_TOKENS}
+    asked["model"] = fingerprint(profile.model, profile.seeds.initialisation)
+    used: list[Piece] = []
+
+    def kept(name: str, ingredients: dict, rows: Callable[[], list]) -> list:
+        used.append(Piece("create", name, ingredients))
+        folder = store.get(used[-1], lambda folder: atomic_write_json(folder / "rows.json", rows()))
+        return read_json(folder / "rows.json")
+
+    def rewritten(i: int, principle: Principle) -> list[str]:
+        recipe = asked | {"text": principle.text, "seed": profile.seeds.sampling + i}
+        return kept(f"rewrites-{principle.name}", recipe, lambda: _rewritten(*load(), recipe))
 
     def near(principle: Principle, texts: list[str]) -> list[list[float]]:
-        todo.append(piece := meaning_piece(principle, texts))
-        return _kept(store, piece, lambda: _near(encoder(), principle, texts))
+        recipe = {"encoder": ENCODER_SHA256, "texts": texts}
+        recipe |= {"text": principle.text, "antithesis": principle.antithesis}
+        return kept(f"meaning-{principle.name}", recipe, lambda: _near(encoder(), principle, texts))
 
-    tokenizer = load_tokenizer(profile.model)
-    return propose(seeds, rewrites, lambda text: _special(tokenizer, text), near), todo
-
-
-def rewrite_pieces(profile, seeds: list[Principle]) -> list[Piece]:
-    """One piece for the rewritings of each seed."""
-    from enigma.llm.loading import fingerprint
-
-    common = {
-        "model": fingerprint(profile.model, profile.seeds.initialisation),
-        "request": REWRITE_REQUEST,
-        "count": REWRITES,
-        "max_tokens": REWRITE_TOKENS,
-    }
-    return [
-        Piece("create", f"rewrites-{p.name}", {**common, "text": p.text, "seed": profile.seeds.sampling + i})
-        for i, p in enumerate(seeds)
-    ]
-
-
-def meaning_piece(principle: Principle, texts: list[str]) -> Piece:
-    """The piece that compares texts with a principle by the sentence encoder."""
-    from enigma.llm.fetch import ENCODER_SHA256
-
-    own = {"encoder": ENCODER_SHA256, "text": principle.text, "antithesis": principle.antithesis}
-    return Piece("create", f"meaning-{principle.name}", {**own, "texts": texts})
+    rewrites = [rewritten(i, principle) for i, principle in enumerate(seeds)]
+    return propose(seeds, rewrites, lambda text: _special(tokenizer, text), near), used
 
 
 def cleaned(output: str) -> str:
@@ -182,12 +148,6 @@ def cleaned(output: str) -> str:
     line = " ".join(line.split()).strip("\"'*` ")
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", line)]
     return line[: ends[-1]] if ends else line
-
-
-def _kept(store: Store, piece: Piece, rows: Callable[[], list]) -> list:
-    return read_json(
-        store.get(piece, lambda folder: atomic_write_json(folder / "rows.json", rows())) / "rows.json"
-    )
 
 
 def _rewritten(model, tokenizer, recipe: dict) -> list[str]:
