@@ -78,6 +78,7 @@ def test_lempel_ziv_phrases_of_the_classical_example():
     assert lempel_ziv_phrases("0001101001000101") == 6  # 0 001 10 100 1000 101
     assert [lempel_ziv_phrases(text) for text in ("", "a", "aaaa", "abab", "abc")] == [0, 1, 2, 3, 3]
     assert lempel_ziv_bits("0001101001000101") == 6 * 4 / 16
+    assert lempel_ziv_bits("") == lempel_ziv_bits("a") == 0  # a model that falls silent still has a row
 
 
 def test_lempel_ziv_bits_near_the_entropy_rate_and_zero_for_a_loop():

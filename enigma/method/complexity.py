@@ -25,12 +25,12 @@ def lempel_ziv_phrases(text: str) -> int:
 
 
 def lempel_ziv_bits(text: str) -> float:
-    """c log2(n) / n bits per character for c phrases in n characters; NaN below two characters.
+    """c log2(n) / n bits per character for c phrases in n characters; 0 below two characters.
 
     It tends to the entropy rate as n grows and lies above it in short texts: compare texts of one length alone.
     """
     n = len(text)
-    return lempel_ziv_phrases(text) * math.log2(n) / n if n > 1 else math.nan
+    return lempel_ziv_phrases(text) * math.log2(n) / n if n > 1 else 0.0
 
 
 def matched_bits(texts: Sequence[str], reference: Sequence[str]) -> tuple[float, float]:
