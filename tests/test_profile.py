@@ -246,7 +246,9 @@ def test_broken_yaml_is_one_line(tmp_path, text, expected):
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path):
-    with pytest.raises(InputError, match="expected one of cpu, gpu, paper, probe, smoke, study; correct"):
+    with pytest.raises(
+        InputError, match="expected one of cpu, gpu, neighbours, paper, probe, smoke, study; correct"
+    ):
         load_profile("cpux")
     with pytest.raises(InputError, match="no such file"):
         load_profile(tmp_path / "none.yaml")

@@ -226,7 +226,15 @@ def test_no_notebook_or_module_shows_raw_html():
         if path.name == "style.py":
             continue
         text = path.read_text(encoding="utf-8")
-        for way in ("HTML(", "display_html", "_repr_html_", "to_html", "escape=False", "Javascript(", ".style."):
+        for way in (
+            "HTML(",
+            "display_html",
+            "_repr_html_",
+            "to_html",
+            "escape=False",
+            "Javascript(",
+            ".style.",
+        ):
             assert way not in text, f"{path.name}: {way}"
 
 
