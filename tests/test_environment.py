@@ -50,9 +50,9 @@ def test_every_direct_dependency_is_locked_within_its_range(requirement):
 
 def test_conda_pins_the_same_direct_dependencies():
     listed = next(entry["pip"] for entry in environment()["dependencies"] if isinstance(entry, dict))
-    conda = pins(line for line in listed if line != "--editable .")
+    conda = pins(line for line in listed if line != "-e .")
     assert conda == {name: lock()[name] for name in (canonicalize_name(r.name) for r in DIRECT)}
-    assert "--editable ." in listed
+    assert "-e ." in listed
 
 
 def test_conda_python_is_one_the_project_supports():
