@@ -26,6 +26,8 @@ from scipy.special import log_softmax, logsumexp
 
 from enigma.method.stats import Interval, ratio_difference, ratio_interval
 
+TINY = 1e-290  # below it a sum of exponentials loses digits
+
 
 class Ratio(NamedTuple):
     """Question by question, (..., questions) each: the sum of weighted information in nats, and of the weights."""
@@ -80,16 +82,24 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
     `principle_information`.
     """
     sets = np.asarray(sets)
+    member = np.zeros((np.shape(scores[0])[1], len(sets)))
+    np.put_along_axis(member, sets.T, 1.0, axis=0)
     information, weight = np.empty((len(sets), len(scores))), np.empty((len(sets), len(scores)))
     for q, (own, read) in enumerate(zip(scores, critic or scores, strict=True)):
         posterior = np.exp(log_softmax(np.asarray(own, dtype=float), axis=1))
         read = np.asarray(read, dtype=float)
-        # A slice of the sets at a time: all of a large pool's would fill the memory.
-        for some in np.array_split(np.arange(len(sets)), math.ceil(len(sets) / 500)):
-            mine, seen = posterior[:, sets[some]], read[:, sets[some]]
-            gain = math.log(sets.shape[1]) + seen - logsumexp(seen, axis=-1, keepdims=True)
-            information[some, q] = (mine * gain).sum((0, 2))
-            weight[some, q] = mine.sum((0, 2))
+        read = read - read.max(axis=1, keepdims=True)
+        # Sums over the members of all sets as products of matrices: a large pool has thousands of sets.
+        mass, total = posterior @ member, np.exp(read) @ member
+        within_set = np.log(total, out=np.empty_like(total), where=total > TINY)
+        for i, s in np.argwhere(total <= TINY):  # sets far below the best principle, which exp cannot hold
+            within_set[i, s] = logsumexp(read[i, sets[s]])
+        weight[:, q] = mass.sum(0)
+        information[:, q] = (
+            weight[:, q] * math.log(sets.shape[1])
+            + (posterior * read).sum(0) @ member
+            - (mass * within_set).sum(0)
+        )
     return Ratio(information, weight)
 
 

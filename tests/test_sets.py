@@ -1,0 +1,47 @@
+"""Sets of principles: eq. 13 by its letter, also where no exponential can hold it, and large pools in little time."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, logsumexp
+
+from enigma.method import sufficiency as si
+
+
+def direct(own, read, members):
+    """(information, weight) of one question and one set, term by term."""
+    posterior, information, weight = np.exp(log_softmax(own, axis=1)), 0.0, 0.0
+    for i, row in enumerate(read):
+        inside = logsumexp(row[list(members)])
+        for c in members:
+            information += posterior[i, c] * (math.log(len(members)) + row[c] - inside)
+            weight += posterior[i, c]
+    return information, weight
+
+
+@pytest.mark.parametrize("scale", [1, 40, 2000])
+def test_sets_are_measured_by_their_equation(scale):
+    generator = np.random.default_rng(0)
+    own, read = generator.normal(size=(2, 3, 12, 6)) * scale - 800
+    sets = si.candidate_sets([""] * 6, 3, False)
+    for critic in (None, list(read)):
+        found = si.set_information(list(own), sets, critic)
+        for q in range(3):
+            for s, members in enumerate(sets):
+                expected = direct(own[q], own[q] if critic is None else read[q], members)
+                assert (found.information[s, q], found.weight[s, q]) == pytest.approx(
+                    expected, abs=1e-8 * scale
+                )
+
+
+def test_a_pool_of_two_hundred_is_not_measured_one_set_at_a_time():
+    started = time.process_time()
+    sets = si.candidate_sets([str(i % 8) for i in range(200)], 16, False)
+    assert len(sets) <= 5000
+    found = si.set_information([np.random.default_rng(0).normal(size=(200, 200))] * 4, sets)
+    assert found.information.shape == (len(sets), 4)
+    assert time.process_time() - started < 10
