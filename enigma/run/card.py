@@ -51,7 +51,7 @@ def model_card(profile, results, arm: str, seed: int) -> str:
         model=terms["model"],
         sami=settings["lambda_sami"],
         ot=settings["lambda_ot"],
-        questions=terms["questions"],
+        questions=f"{profile.questions.source} ({terms['questions']})",
         principles="\n".join(f"  - {one.name}: {one.text}" for one in members),
         verdicts=", ".join(f"{word} {count}" for word, count in verdicts.items()),
         licence=OURS,
