@@ -189,7 +189,7 @@ TRUTHFULQA = "truthfulqa/multiple_choice.jsonl"
 
 CASES = [
     # -- profiles
-    ("no such profile", given("check", "nowhere"), "'nowhere': not found", "cpu, gpu, paper, probe, smoke"),
+    ("no such profile", given("check", "nowhere"), "'nowhere': not found", "cpu, gpu, "),
     ("no such file", given("check", "no/where.yaml"), "no such file"),
     ("a folder", given("check", "./"), "no such file"),
     ("a name too long for the system", given("check", "x" * 5000 + ".yaml"), "no such file"),
