@@ -226,11 +226,10 @@ def verify(
 ) -> None:
     """Make every published table again from its rows, and check every file; exit status 1 where something differs."""
     from enigma.profile import load_profile
-    from enigma.record.results import Results
     from enigma.run.verify import verify as verified
 
     found = load_profile(profile)
-    lines = verified(found, Results.reference(found) if results is None else Results(found, results))
+    lines = verified(found, _opened(found, results))
     _table([{"what": what, "fault": fault or "none"} for what, fault in lines], as_json)
     if any(fault for _, fault in lines):
         raise SystemExit(1)
@@ -249,7 +248,7 @@ def publish(profile: Profile, results: Root = "results") -> None:
 
 @app.command()
 def cite(
-    name: Annotated[str, typer.Argument(help="For example fig2, fig2_training or claims.")],
+    name: Annotated[str, typer.Argument(help="For example fig3, fig3_training or claims.")],
     profile: Default = "cpu",
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A run's results instead of the published ones.")
@@ -258,10 +257,8 @@ def cite(
     """Print the caption, file, hash, commit and BibTeX of a figure or table, and the paper's."""
     from enigma.profile import load_profile
     from enigma.record.cite import cite as citation
-    from enigma.record.results import Results
 
-    found = load_profile(profile)
-    _show(citation(Results.reference(found) if results is None else Results(found, results), name))
+    _show(citation(_opened(load_profile(profile), results), name))
 
 
 @app.command()
@@ -270,6 +267,20 @@ def fetch() -> None:
     from enigma.llm.fetch import embedded_folder
 
     print(embedded_folder())
+
+
+def _opened(profile, results: Path | None):
+    """The results of a run in `results`, or what is published. Raises InputError where nothing is."""
+    from enigma.record.results import Results
+
+    if results is not None:
+        return Results(profile, results)
+    published = Results.reference(profile)
+    if not published.folder.is_dir():
+        raise InputError(
+            f"profile {profile.name}: nothing is published for it; expected a run of yours; name its folder with --results"
+        )
+    return published
 
 
 # ---- how -----------------------------------------------------------------------------------------------------------

@@ -21,8 +21,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def mine(tmp_path, toy_model, toy_tokenizer, monkeypatch):
-    """The examples with a model beside them, far from the working directory."""
+    """The examples with a model of one's own beside them, far from the working directory."""
     shutil.copytree(EXAMPLES, tmp_path / "mine")
+    path = tmp_path / "mine" / "my_profile.yaml"
+    text = path.read_text(encoding="utf-8").replace("source: embedded", "source: local\n  id: my_model\n  #")
+    path.write_text(text, encoding="utf-8")
     toy_model().save_pretrained(tmp_path / "mine" / "my_model")
     toy_tokenizer.save_pretrained(tmp_path / "mine" / "my_model")
     monkeypatch.syspath_prepend(tmp_path / "mine")
@@ -32,8 +35,8 @@ def mine(tmp_path, toy_model, toy_tokenizer, monkeypatch):
 
 
 def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp_path, monkeypatch):
-    monkeypatch.setenv("ENIGMA_ALLOW_CODE", "1")
-    assert main(["check", str(mine)]) == 0
+    monkeypatch.setenv("ENIGMA_ALLOW_CODE", "0")  # the option sets it, and the test puts it back
+    assert main(["check", str(mine), "--allow-code"]) == 0
     profile = load_profile(mine)
     results = Results(profile, tmp_path / "results")
     chosen = select.run(profile, results)["selection"]

@@ -58,7 +58,7 @@ def test_retest(ratio: Ratio, splits: int = 200, seed: int = 0) -> Interval:
 
 
 def stepped_up(correlation):
-    """The reliability of both halves together, from that of one: 2 r / (1 + r) (eq. 29), in [-1, 1].
+    """The reliability of both halves together, from that of one: 2 r / (1 + |r|) (eq. 29), in [-1, 1].
 
     Below zero, where no test gains by length, the mirror image of what it is above.
     """

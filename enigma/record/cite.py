@@ -19,7 +19,7 @@ PAPER_BIBTEX = """@article{seneque2025enigma,
 def cite(results: Results, name: str) -> str:
     """What to write under a figure or table taken from here: caption, file, sha256, commits, BibTeX.
 
-    `fig2` stands for fig2_training. Raises InputError naming what there is where no file, or more than one, has such a
+    `fig3` stands for fig3_training. Raises InputError naming what there is where no file, or more than one, has such a
     name.
     """
     items = results.catalogue()
