@@ -90,8 +90,9 @@ plt.show()
 # %% [markdown]
 # ## 3. The Sufficiency Index
 #
-# The mean height of the posterior above guessing, as a share of all there is to know. 1: the text gives its principle away. 0: it
-# says nothing. Measured before training, it says which principles a model's reasoning can carry at all.
+# The mean logarithm of the posterior above that of guessing, as a share of all there is to know. 1: the text gives its principle away.
+# 0: it says nothing. Measured before training, it says which principles a model's reasoning can carry at all. Here the whole completion
+# is read; stage 1 reads the reasoning alone. What a principle is told apart from matters too: SI is of a principle *among others*.
 #
 # $$SI = \frac{I(Y; C \mid X)}{\log K} \tag{11}$$
 
