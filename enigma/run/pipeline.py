@@ -247,7 +247,7 @@ def _execute(notebook, raw: Path, parameters: dict, scratch: Path) -> None:
             language="python",
             progress_bar=False,
             start_timeout=300,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # it warns of TCP on this very machine
+            extra_arguments=["--IPKernelApp.log_level=50"],  # it warns of its own socket and of its end
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
@@ -270,11 +270,10 @@ def _no_kernel_left() -> Iterator[None]:
 
 def _full_disk(results: Results) -> str:
     """What to add to the report of a failure where the disk is full; every library says it in other words."""
-    free = resources.free_disk(results.folder)
+    if (free := resources.free_disk(results.folder)) >= FULL:
+        return ""
     return (
-        ""
-        if free >= FULL
-        else f"{results.folder}: the disk is full: found {free:,} bytes free; free some and go on; "
+        f"{results.folder}: the disk is full: found {free:,} bytes free, expected more; free some and go on; "
     )
 
 
