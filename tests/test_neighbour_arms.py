@@ -131,7 +131,9 @@ def test_reward_is_compared_where_both_have_drifted_as_far():
 def test_impossible_arms_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         profile_with(
-            tmp_path, {"grpo": PLAIN, "scion": ARMS["scion"], "odd": PLAIN | changes, "later": PLAIN}
+            tmp_path,
+            # Copies: the same object twice would be written as an alias, which profiles refuse.
+            {"grpo": {**PLAIN}, "scion": ARMS["scion"], "odd": PLAIN | changes, "later": {**PLAIN}},
         )
 
 

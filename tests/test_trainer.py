@@ -351,7 +351,7 @@ def test_a_clipped_gradient_is_counted(tmp_path, toy_model, toy_tokenizer, limit
 
 
 def test_an_unconverged_solver_is_counted(tmp_path, toy_model, toy_tokenizer, monkeypatch):
-    from enigma.llm import trainer as module
+    from enigma.llm import matched_sets as module
 
     solve = module.solve_divergence
     monkeypatch.setattr(
