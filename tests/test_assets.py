@@ -418,10 +418,14 @@ def adapter(tmp_path, folder):
     return tmp_path / "adapter", logits
 
 
-def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter):
+def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter, monkeypatch):
     import torch
 
     path, expected = adapter
+    assets.tidy_adapter(path, "somebody/a-model-of-the-hub")
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", None
+    )  # nobody may ask the hub
     policy, _ = assets.load_policy(local(folder), path)
     base, _ = assets.load_policy(local(folder), None)
     assert not policy.training

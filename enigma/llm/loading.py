@@ -170,7 +170,9 @@ def load_policy(spec, adapter: Path | None, seed: int = 0):
     try:
         policy = PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval()
         with safe_open(adapter / "adapter_model.safetensors", framework="np") as saved:
-            odd = set(saved.keys()) ^ set(get_peft_model_state_dict(policy))
+            # Without the embedding check, for which PEFT would ask the hub about the base model.
+            own = get_peft_model_state_dict(policy, save_embedding_layers=False)
+            odd = set(saved.keys()) ^ set(own)
     except Exception as error:  # whatever a loader raises over a file that is not as it should be
         raise InputError(
             f"{adapter}: found an adapter that does not load ({first_line(error)}); expected one of this "
