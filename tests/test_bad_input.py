@@ -539,8 +539,8 @@ CASES = [
         "published results",
     ),
     ("a profile named reference", named_reference, "published results"),
-    ("an unknown figure", given("cite", "fig99", "--profile", "smoke"), "'fig99'"),
-    ("a figure that climbs", given("cite", "../x", "--profile", "smoke"), "'../x'"),
+    ("an unknown figure", given("cite", "fig99", "--profile", "cpu"), "'fig99'"),
+    ("a figure that climbs", given("cite", "../x", "--profile", "cpu"), "'../x'"),
 ]
 
 
