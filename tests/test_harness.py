@@ -9,7 +9,8 @@ import pytest
 
 from enigma.method.marks import marks
 from enigma.stages import harness
-from enigma.tasks.lookup import load_tasks, quiet
+from enigma.tasks.catalogue import splits
+from enigma.tasks.lookup import definition, load_tasks, quiet
 
 
 @pytest.mark.parametrize("task", ["enigma_knowledge", "enigma_truthfulness"])
@@ -51,3 +52,16 @@ def test_marks_by_hand():
     assert found["margin_prior"] == pytest.approx(math.log(2) / 2)
     assert found["gold_bits_per_byte"] == pytest.approx(1 / 3)
     assert found["gold_probability"] == pytest.approx(2 / 3)
+
+
+def test_a_folder_of_data_is_a_path_and_no_pattern_and_is_read_anew(tmp_path, monkeypatch):
+    folder = tmp_path / "d[t]*"
+    (folder / "arc").mkdir(parents=True)
+    row = '{"question": "%s?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}\n'
+    monkeypatch.setenv("ENIGMA_DATA", str(folder))
+    recipes = set()
+    for word in ("one", "two"):  # of the same size, within the same second
+        (folder / "arc" / "ARC-Easy-test.jsonl").write_text(row % word)
+        recipes.add(str(definition("arc_easy")))
+        assert splits("arc_easy", folder)["test"][0]["question"] == f"{word}?"
+    assert len(recipes) == 2
