@@ -50,7 +50,7 @@ tables = select.run(experiment, results)
 # %% [markdown]
 # ## The ranking
 #
-# Blue principles make up the high-SI set, orange ones the low-SI set; stage 2 trains on both. A hollow point is the same text read
+# Blue principles make up the high-SI set, orange ones the low-SI set; a profile says which of them its arms train on. A hollow point is the same text read
 # under *paraphrases* of the principles: where it lies far to the left of its filled point, the text mostly repeats the principle's own
 # words. The sets below the line are chosen as sets, with no two principles of one family, so they are not simply the top and the bottom of
 # the list.
