@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -87,3 +88,12 @@ def test_one_version():
     ]
     latest = re.search(r"^## (\S+) ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert __version__ == project["version"] == cited == latest
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results" / "reference").glob("*/manifest.json")), ids=lambda p: p.parent.name
+)
+def test_every_published_file_is_the_one_that_was_published(path):
+    """A formatter or an editor that touches a published file is noticed here."""
+    for name, expected in json.loads(path.read_text(encoding="utf-8")).items():
+        assert hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == expected, name
