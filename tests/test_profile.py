@@ -44,7 +44,7 @@ def test_built_in_profiles_are_valid_and_named_after_their_file(name):
 
 
 def test_no_other_built_in_profile():
-    assert builtin_names() == ["cpu", "gpu", "neighbours", "paper", "probe", "smoke", "study"]
+    assert builtin_names() == ["cpu", "gpu", "neighbours", "night", "paper", "probe", "smoke", "study"]
 
 
 def test_importing_and_loading_loads_no_model_library():
@@ -247,7 +247,7 @@ def test_broken_yaml_is_one_line(tmp_path, text, expected):
 
 def test_files_that_are_not_there_or_not_text(tmp_path):
     with pytest.raises(
-        InputError, match="expected one of cpu, gpu, neighbours, paper, probe, smoke, study; correct"
+        InputError, match="expected one of cpu, gpu, neighbours, night, paper, probe, smoke, study; correct"
     ):
         load_profile("cpux")
     with pytest.raises(InputError, match="no such file"):
