@@ -76,7 +76,7 @@ figures.table(changed[columns].reset_index(drop=True), "Margin, arm minus untrai
 # The same item under changes that should not matter:
 
 # %%
-print(robustness.example(item=3))
+print(robustness.example(item=0))
 
 # %%
 figures.make(experiment, results, "fig6_robustness")

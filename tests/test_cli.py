@@ -30,6 +30,12 @@ def test_sets_larger_than_half_the_pool_are_refused(tmp_path, capsys):
     assert "principles.set_size: found 40; expected at most half of the pool's" in capsys.readouterr().err
 
 
+def test_a_report_of_nothing_is_refused(tmp_path, capsys):
+    assert cli.main(["report", "cpu", "--results", str(tmp_path)]) == 2
+    assert "found no executed notebook" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("report.html"))
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -7,6 +7,7 @@ import html
 import re
 from pathlib import Path
 
+from enigma.errors import InputError
 from enigma.record.cells import interval_text
 from enigma.record.files import atomic_write_text, read_json
 from enigma.record.results import FIGURE, Results, figure_label
@@ -42,12 +43,20 @@ PLACE = "\ue000{}\ue001"  # where a formula stands while the text around it is c
 
 
 def publish_page(profile, results: Results) -> Path:
-    """Write results/<profile>/report.html: the verdicts, then every notebook's text, figures and tables in reading order."""
+    """Write results/<profile>/report.html: the verdicts, then every notebook's text, figures and tables in reading order.
+
+    Raises InputError where no notebook was executed yet.
+    """
     notebooks = [
         path
         for path in sorted(results.notebooks.glob("*.ipynb"))
         if re.fullmatch(r"\w+", path.stem, re.ASCII)
     ]
+    if not notebooks:
+        raise InputError(
+            f"{results.notebooks}: found no executed notebook; expected those of a run; "
+            f"start one with `enigma run {profile.name}`"
+        )
     links = [("claims", "Claims"), ("reproduction", "Reproduction")]
     links += [(path.stem, path.stem[3:].replace("_", " ").capitalize()) for path in notebooks]
     names = [path.stem for path in results.figures.glob("*.json") if not results.fault(FIGURE, path.stem)]
