@@ -193,6 +193,10 @@ def test_a_run_reproduces_itself_and_a_moved_interval_differs(tiny, copied):
     frame = copied.read_table("sufficiency")
     moved = frame.assign(si=frame.si + 5, si_low=frame.si_low + 5, si_high=frame.si_high + 5)
     assert compare.table_verdict("sufficiency", moved, frame).verdict == compare.DIFFERS
+    scores = copied.read_table("benchmarks")
+    far = scores.assign(value=scores["value"] + 5 * scores["stderr"].max() + 1)
+    assert compare.table_verdict("benchmarks", scores, scores).verdict == compare.REPRODUCED
+    assert compare.table_verdict("benchmarks", far, scores).verdict == compare.DIFFERS
     text = compare.write(copied, compare.compare(copied, tiny.results))
     assert "reproduced" in text and (copied.folder / "reproduction.md").read_text() == text
 

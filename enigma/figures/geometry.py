@@ -86,9 +86,8 @@ def fig8_directions(profile, directions):
         above += [arm] * bool((curve["observed"] > curve["null_high"]).mean() > 0.5)
     grid[0].set_ylabel("share of displacement")
     legend(drawn, grid[0])
-    finding(
-        drawn, f"Moved along their own principles more than along others, in most layers: {listed(above)}"
-    )
+    who = f"{listed(above)} moved" if above else "No arm moved"
+    finding(drawn, f"{who} along its own principles more than along others in most layers")
     return drawn, (
         "Share of each arm's displacement that lies in the span of its own principles' directions (points, 95 % over prompts), "
         "against as many principles drawn from the pool (band, central 95 %)."

@@ -1,7 +1,7 @@
 """Did a run reproduce what is published? Every table against the reference, by stated rules.
 
 - Texts and counts that say what was asked (the table `setting`): exactly.
-- Numbers with an interval: the intervals of both have a point in common, for at least 95 % of a table's rows, since of so
+- Numbers with an interval or a standard error: the (95 %) intervals of both have a point in common, for at least 95 % of a table's rows, since of so
   many independent intervals a few miss by chance. The table `claims`: the verdicts, too.
 - Other trained or sampled numbers are not judged by themselves: each goes into a number that has an interval.
 - Seconds and memory belong to a machine, and are not compared.
@@ -93,6 +93,7 @@ def table_verdict(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> Verdic
         rows = (set(frame.fillna("").itertuples(index=False, name=None)) for frame in (mine, theirs))
         same = len(set.intersection(*rows))
         return Verdict(name, REPRODUCED if same == len(mine) else DIFFERS, len(mine), same, "exactly")
+    mine, theirs = _with_intervals(mine), _with_intervals(theirs)
     keys = [key for key in KEYS if key in mine]
     pairs = [(low, _high(low)) for low in mine if re.fullmatch(r"(.*_)?low", low) and _high(low) in mine]
     if not keys or not pairs:
@@ -114,8 +115,17 @@ def table_verdict(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> Verdic
         compared, agree = compared + len(both), agree + same
         remark = f"{same} of {len(both)} verdicts the same"
     if not compared:
-        return Verdict(name, NOT_COMPARABLE, 0, 0, remark or "no intervals in common")
+        empty = "" if len(mine) or len(theirs) else "empty in both"
+        return Verdict(name, NOT_COMPARABLE, 0, 0, remark or empty or "no intervals in common")
     return Verdict(name, REPRODUCED if agree >= AGREE * compared else DIFFERS, compared, agree, remark)
+
+
+def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of values with standard errors has their 95 % intervals, too."""
+    if "stderr" not in table or "low" in table:
+        return table
+    half = 1.96 * table["stderr"]
+    return table.assign(low=table["value"] - half, high=table["value"] + half)
 
 
 def _high(low: str) -> str:
