@@ -12,30 +12,18 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.2.0"
-_PUBLIC = {
-    "EnigmaConfig": "enigma.llm.config",
-    "EnigmaTrainer": "enigma.llm.trainer",
-    "graded_format": "enigma.method.rewards",
-    "load_profile": "enigma.profile",
-    "mutual_information_bounds": "enigma.method.infonce",
-    "sami_loss": "enigma.method.infonce",
-    "sample_and_score": "enigma.llm.matched",
-    "sinkhorn_divergence": "enigma.method.transport",
-    "strict_format": "enigma.method.rewards",
-    "sufficiency_index": "enigma.method.sufficiency",
+_MODULES = {
+    "enigma.llm.config": ("EnigmaConfig",),
+    "enigma.llm.matched": ("sample_and_score",),
+    "enigma.llm.trainer": ("EnigmaTrainer",),
+    "enigma.method.infonce": ("mutual_information_bounds", "sami_loss"),
+    "enigma.method.rewards": ("graded_format", "strict_format"),
+    "enigma.method.sufficiency": ("set_sufficiency_index", "sufficiency_index"),
+    "enigma.method.transport": ("sinkhorn_divergence",),
+    "enigma.profile": ("load_profile",),
 }
-__all__ = [
-    "EnigmaConfig",
-    "EnigmaTrainer",
-    "graded_format",
-    "load_profile",
-    "mutual_information_bounds",
-    "sami_loss",
-    "sample_and_score",
-    "sinkhorn_divergence",
-    "strict_format",
-    "sufficiency_index",
-]
+_PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):

@@ -42,7 +42,7 @@ from enigma.llm.matched import sample_and_score, score
 from enigma.llm.prompts import encode, messages
 from enigma.method.infonce import mutual_information_bounds, sami_loss
 from enigma.method.rewards import graded_format, graded_format_reward
-from enigma.method.sufficiency import principle_information, sufficiency_index
+from enigma.method.sufficiency import sufficiency_index
 from enigma.method.transport import sinkhorn_divergence
 from enigma.profile import load_profile
 from enigma.stages.train import matched_prompts
@@ -97,8 +97,7 @@ plt.show()
 # $$SI = \frac{I(Y; C \mid X)}{\log K} \tag{11}$$
 
 # %%
-ratio = principle_information([scores.numpy()])
-index = sufficiency_index(ratio.information / ratio.weight, K)[:, 0]
+index = sufficiency_index([scores.numpy()])
 figures.table(pd.DataFrame({"principle": names, "SI": index}), "From sixteen completions, so only roughly", 2)
 
 # %% [markdown]

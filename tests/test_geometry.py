@@ -15,6 +15,7 @@ from scipy import stats
 from enigma.llm.states import StateReader, greedy_completions
 from enigma.method.geometry import (
     anisotropy,
+    classifier_hits,
     displacement_share,
     effective_rank,
     fisher_rao,
@@ -24,7 +25,6 @@ from enigma.method.geometry import (
     participation_ratio,
     permutation_p,
     principal_angles,
-    probe_hits,
     random_subsets,
     span_basis,
     subset_shares,
@@ -202,20 +202,20 @@ def test_variance_ratio(rng):
     assert math.isnan(variance_ratio([[0.0], [2.0]], [0, 1]))
 
 
-def test_probe_tells_apart_what_can_be_told_and_nothing_else(rng):
+def test_classifier_tells_apart_what_can_be_told_and_nothing_else(rng):
     labels, groups = np.repeat([0, 1, 2], 20), np.tile(np.arange(20), 3)
     x = rng.standard_normal((60, 30))
-    assert abs(probe_hits(x, labels, groups).mean() - 1 / 3) < 0.2
+    assert abs(classifier_hits(x, labels, groups).mean() - 1 / 3) < 0.2
     x[np.arange(60), labels] += 10
-    assert probe_hits(x, labels, groups).mean() > 0.9
+    assert classifier_hits(x, labels, groups).mean() > 0.9
 
 
-def test_probe_does_not_see_the_group_it_is_asked_about(rng):
+def test_classifier_does_not_see_the_group_it_is_asked_about(rng):
     # Every group has its own code for the labels, so nothing carries over to another group.
     codes = rng.standard_normal((20, 3, 40))
     x = np.concatenate([codes[:, label] for label in range(3) for _ in range(2)])
     labels, groups = np.repeat([0, 1, 2], 40), np.tile(np.arange(20), 6)
-    assert probe_hits(x, labels, groups).mean() < 0.55
+    assert classifier_hits(x, labels, groups).mean() < 0.55
 
 
 def test_sinkhorn_of_gaussians_nears_the_bures_wasserstein_distance(rng):

@@ -23,7 +23,7 @@ from scipy.sparse.linalg import svds
 from enigma.method.stats import Interval
 
 JACKKNIFE_GROUPS = 8
-PROBE_FOLDS = 4
+FOLDS = 4
 
 
 def fisher_rao(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
@@ -146,8 +146,8 @@ def variance_ratio(x, labels) -> float:
     return float(calinski_harabasz_score(x, labels) * (classes - 1) / (len(x) - classes))
 
 
-def probe_hits(x, labels, groups) -> np.ndarray:
-    """For each row of x (n, d), 1 where a linear probe that saw none of the row's group predicts its label, else 0.
+def classifier_hits(x, labels, groups) -> np.ndarray:
+    """For each row of x (n, d), 1 where a linear classifier that saw none of the row's group predicts its label, else 0.
 
     Ridge classifier on standardised columns, at most four folds, whole groups in one fold; at least two groups.
     """
@@ -156,10 +156,10 @@ def probe_hits(x, labels, groups) -> np.ndarray:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folds = GroupKFold(min(PROBE_FOLDS, len(np.unique(groups))))
-    probe = make_pipeline(StandardScaler(), RidgeClassifier())
-    told = cross_val_predict(probe, _matrix("x", x), labels, groups=groups, cv=folds)
-    return (told == np.asarray(labels)).astype(float)
+    folds = GroupKFold(min(FOLDS, len(np.unique(groups))))
+    classifier = make_pipeline(StandardScaler(), RidgeClassifier())
+    found = cross_val_predict(classifier, _matrix("x", x), labels, groups=groups, cv=folds)
+    return (found == np.asarray(labels)).astype(float)
 
 
 def displacement_share(displacement, directions) -> float:

@@ -74,9 +74,9 @@ def _explained(z: np.ndarray, labels: np.ndarray, groups) -> float:
     from sklearn.preprocessing import StandardScaler
 
     folds = GroupKFold(min(FOLDS, len(np.unique(groups))))
-    probe = make_pipeline(StandardScaler(), LogisticRegression())
-    told = cross_val_predict(probe, z, labels, groups=groups, cv=folds, method="predict_proba")
-    return 1 - log_loss(labels, told) / _entropy(labels)
+    classifier = make_pipeline(StandardScaler(), LogisticRegression())
+    chances = cross_val_predict(classifier, z, labels, groups=groups, cv=folds, method="predict_proba")
+    return 1 - log_loss(labels, chances) / _entropy(labels)
 
 
 def told_apart(states, draws: int, seed: int = 0) -> list[list]:

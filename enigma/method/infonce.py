@@ -56,7 +56,7 @@ def sami_loss(scores: Tensor, source: Tensor) -> Tensor:
 def mutual_information_bounds(scores: Tensor, source: Tensor) -> Bounds:
     """The lower bounds of I(Y;C|X) that the row and the column comparison give, in nats.
 
-        row    = log K - mean_i row_i                                                                  (eq. 10)
+        row    = `row_bound` of the row losses                                                         (eq. 10)
         column = mean_i log( (1 + m) e^{S[i,k(i)]} / (e^{S[i,k(i)]} + m Z_i) )                            (eq. 15)
             with Z_i the mean over principles c of the mean of e^{S[j,k(i)]} over j != i with k(j) = c
 
@@ -70,7 +70,12 @@ def mutual_information_bounds(scores: Tensor, source: Tensor) -> Bounds:
     Arguments and errors as in `sami_loss`. Source: docs/method.md, eq. 10 and 15 (our choice [D]).
     """
     terms = infonce_terms(scores, source)
-    return Bounds(math.log(scores.shape[1]) - terms.row.mean(), terms.column_bound.mean())
+    return Bounds(row_bound(terms.row, scores.shape[1]), terms.column_bound.mean())
+
+
+def row_bound(losses: Tensor, k: int) -> Tensor:
+    """log K - mean_i row_i (eq. 10), nats, of row losses (n,) among K principles."""
+    return math.log(k) - losses.mean()
 
 
 def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:

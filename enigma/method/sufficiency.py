@@ -22,8 +22,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.special import log_softmax, logsumexp
 
+from enigma.method.infonce import infonce_terms, row_bound
 from enigma.method.stats import Interval, ratio_difference, ratio_interval
 
 TINY = 1e-290  # below it a sum of exponentials loses digits
@@ -37,20 +39,38 @@ class Ratio(NamedTuple):
 
     def sufficiency(self, k: int) -> np.ndarray:
         """SI (...,) over all questions, for K competing principles."""
-        return sufficiency_index(self.information.sum(-1) / self.weight.sum(-1), k)
+        return share_of_known(self.information.sum(-1) / self.weight.sum(-1), k)
 
     def interval(self, k: int) -> Interval:
         """SI with its 95 % interval over questions. The information lies in [0, log K], and so the ends in [0, 1]."""
         found = ratio_interval(self.information, self.weight, support=(0.0, math.log(k)))
-        return Interval(*(sufficiency_index(end, k) for end in found))
+        return Interval(*(share_of_known(end, k) for end in found))
 
     def gain(self, other: Ratio, k: int, level: float = 0.95) -> Interval:
         """SI minus the SI of `other` (eq. 31), both (questions,), with an interval that is paired by question."""
-        return Interval(*(sufficiency_index(end, k) for end in ratio_difference(self, other, level)))
+        return Interval(*(share_of_known(end, k) for end in ratio_difference(self, other, level)))
 
 
-def sufficiency_index(information, k: int):
-    """SI = I / log K (eq. 11): information in nats about one of K principles, as a share of log K, in (-inf, 1]."""
+def sufficiency_index(scores: list, critic: list | None = None) -> np.ndarray:
+    """SI of each principle of a pool, (K,), at most 1: eq. 11 with the information of eq. 12.
+
+    `scores`: for each question the (N, K) matrix, in nats, of the model that wrote the completions. `critic`: matrices of
+    another reader. Intervals over questions: `principle_information(...).interval(K)`. Source: our choice [D].
+    """
+    return principle_information(scores, critic).sufficiency(np.shape(scores[0])[1])
+
+
+def set_sufficiency_index(scores: list, sets, critic: list | None = None) -> np.ndarray:
+    """SI of each set of principles, (sets,), at most 1: eq. 11 with the information of eq. 13.
+
+    `sets`: (sets, size) indices in [0, K); the rest as in `sufficiency_index`. Intervals over questions:
+    `set_information(...).interval(size)`. Source: our choice [D].
+    """
+    return set_information(scores, sets, critic).sufficiency(np.shape(sets)[1])
+
+
+def share_of_known(information, k: int):
+    """I / log K (eq. 11): information in nats about one of K principles, as a share of all there is to know."""
     return information / math.log(k)
 
 
@@ -106,18 +126,16 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
 def sampled_information(scores: list, source: list) -> Ratio:
     """The plain estimate: each completion speaks for the principle that it was sampled under alone, (K, questions).
 
-        I_k = mean over i with k(i) = k of log K + log softmax_k S[i, :][k]                          (eq. 10)
-
-    For a critic that did not write the completions this is a Barber-Agakov lower bound of the information. `source`: for
-    each question (N,) integers in [0, K).
+    The row bound of `mutual_information_bounds`, principle by principle. For a critic that did not write the completions it
+    is a Barber-Agakov lower bound of the information. `source`: for each question (N,) integers in [0, K).
     """
     information, weight = [], []
     for matrix, own in zip(scores, source, strict=True):
-        gain = log_softmax(np.asarray(matrix, dtype=float), axis=1)
-        k = gain.shape[1]
-        member = np.eye(k)[np.asarray(own)]
-        information.append((member * (math.log(k) + gain)).sum(0))
-        weight.append(member.sum(0))
+        losses = infonce_terms(torch.as_tensor(matrix, dtype=torch.float64), torch.as_tensor(own)).row
+        k = np.shape(matrix)[1]
+        weight.append(np.bincount(own, minlength=k))
+        bounds = [row_bound(losses[torch.as_tensor(own) == c], k) for c in range(k)]
+        information.append(weight[-1] * np.array(bounds))
     return Ratio(np.stack(information, axis=-1), np.stack(weight, axis=-1))
 
 

@@ -318,7 +318,7 @@ def _told_rows(told: np.ndarray, material: Material, suffix: str, seed: int) -> 
         ratio = measures.jackknife_interval(
             lambda keep, x=x: measures.variance_ratio(x[keep], labels[keep]), groups, positive=True
         )
-        hits = measures.probe_hits(x, labels, groups).reshape(count, prompts).mean(0)
+        hits = measures.classifier_hits(x, labels, groups).reshape(count, prompts).mean(0)
         accuracy = mean_interval(hits, seed=seed, support=(0, 1))
         rows += [[layer, f"separability{suffix}", *ratio], [layer, f"probe_accuracy{suffix}", *accuracy]]
     return rows

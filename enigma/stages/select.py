@@ -144,7 +144,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     )
     halves = stability.split_halves(by_principle, 1, profile.seeds.bootstrap)
     chosen = [next((name for name in ("high", "low") if i in sets[name]), "") for i in range(len(pool))]
-    first, second = (si.sufficiency_index(half[:, 0], len(pool)) for half in halves)
+    first, second = (si.share_of_known(half[:, 0], len(pool)) for half in halves)
     names = [p.name for p in pool]
     stable = {"principle": names, "chosen": chosen, "in_high": shares[0], "in_low": shares[1]}
     retest = [_retest_row(span, questions, profile.seeds.bootstrap) for span in SPANS]
@@ -257,9 +257,7 @@ def chosen_sets(profile, store: Store) -> dict[str, list[Principle]]:
 
 def _sets(profile, pool: list[Principle], questions: list[dict]) -> dict[str, tuple[int, ...]]:
     candidates = _candidates(profile, pool)
-    values = si.set_information([row["reasoning"] for row in questions], candidates).sufficiency(
-        candidates.shape[1]
-    )
+    values = si.set_sufficiency_index([row["reasoning"] for row in questions], candidates)
     try:
         return si.select(values, candidates, profile.sets())
     except ValueError as error:
