@@ -4,8 +4,6 @@ Ratios are of medians, both sides taken in turn in one run, so that a busy machi
 a process of its own for each side. Ten minutes on two cores that have nothing else to do.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -4,8 +4,6 @@ Both sides hold the same embedded model with the same LoRA adapter, and see the 
 completions fill the limit, so that no side gains from an early end.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable

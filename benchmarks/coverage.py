@@ -8,8 +8,6 @@ a rare one far less. Each cell draws 500 times that many questions and asks whet
 Writes results/coverage/. A minute or two.
 """
 
-from __future__ import annotations
-
 import math
 
 import matplotlib.pyplot as plt

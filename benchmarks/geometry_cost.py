@@ -6,8 +6,6 @@ its own, from one batch. The built-in held-out questions are numbered to make 50
 counts all cores, so that a busy machine's number can be read too.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

@@ -5,8 +5,6 @@ operations that `enigma.run.gpu_costs` counts, by one rate for all points; what 
 tensor by tensor. `enigma.run.gpu_costs` then says what that means for 8B and 70B. Writes benchmarks/growth.json and docs/growth.png.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """Where the time of a phase goes: shares of torch's own operations, by kind."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 

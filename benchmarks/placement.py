@@ -4,8 +4,6 @@ Eight principles and their antitheses on the untrained embedded model, under eac
 placement holds all three contrasts, since a subset of its columns needs no new forward. Writes results/placement/.
 """
 
-from __future__ import annotations
-
 import math
 
 import matplotlib.pyplot as plt

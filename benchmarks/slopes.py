@@ -1,7 +1,5 @@
 """How the cost of the score matrix grows with the number of principles K and with the prompt's length."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import median
 

@@ -5,8 +5,6 @@ it stopped. Judged on held-out questions by the strict format rate, the row boun
 the untrained model as critic and the perplexity under it; never by a benchmark.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib.pyplot as plt

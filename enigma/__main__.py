@@ -1,7 +1,5 @@
 """The command line, `enigma` or `python -m enigma`: one function a command, each a few calls of the library."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

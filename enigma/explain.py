@@ -1,7 +1,5 @@
 """One line for the first thing that is wrong in a profile: key, value found, what was expected, what to do."""
 
-from __future__ import annotations
-
 import difflib
 import re
 

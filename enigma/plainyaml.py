@@ -3,8 +3,6 @@
 Profiles and pools are read by it. No model library is imported.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

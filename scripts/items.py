@@ -5,8 +5,6 @@ cannot read measures nothing. The wrong options of an item are right options of 
 as likely a text as any other; none is chosen by looking at a model.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -4,8 +4,6 @@ A block stands between `<!-- measured:NAME -->` or `<!-- measured:NAME PROFILE -
 `make docs` fills all; a block whose source is not there stays as it is, and is named. A test says that none is stale.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from functools import partial

@@ -1,7 +1,5 @@
 """A headless Chromium, driven over its DevTools protocol; no network but the file it is given."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

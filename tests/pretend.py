@@ -4,8 +4,6 @@ It goes by the name of torch's `meta` device, the one that needs no driver. Insi
 it, or moved to it, is a `Pretend`, which holds a CPU tensor.
 """
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 
 import torch

@@ -1,7 +1,5 @@
 """Models: fetched, checked, converted once, loaded from safetensors only."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

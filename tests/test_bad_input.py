@@ -4,8 +4,6 @@ and nothing written.
 A row of the table: a name, what to put in place (a function that returns the command line), words of the message.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """The command line: exit status and one line for every error."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Stages are run as functions, without notebooks. What depends on the machine is left out by name (`MEASURED`).
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """environment.yml, pyproject.toml and requirements.lock say the same; files that must travel are declared."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What the README shows for a user's own things works: principles, model, reward, task, and the trainer in a script."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shutil

@@ -1,7 +1,5 @@
 """Geometry: every measure on data with a known answer, and hidden states against one dense forward each."""
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 

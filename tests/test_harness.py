@@ -1,7 +1,5 @@
 """Benchmarks: lm-eval's own scores on the same items, and marks that follow from them by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

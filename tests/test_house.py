@@ -1,7 +1,5 @@
 """The rooms of the library: imports only go down, and what is public is there."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What counts as done: an edit makes again what depends on it and nothing else; a damaged file is made again."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

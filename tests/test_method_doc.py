@@ -1,7 +1,5 @@
 """docs/method.md: every citation finds what it cites, every equation is computed somewhere, table 1 is the registry's."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The neighbours as arms of one small run: what each is made from, what counts as changed, and the table of all."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

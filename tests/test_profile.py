@@ -1,7 +1,5 @@
 """Profiles: everything wrong is one line that names file, key, value and expectation, before anything heavy loads."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Progress: every item comes through, and a log is not flooded."""
 
-from __future__ import annotations
-
 import pytest
 
 from enigma.record import progress

@@ -1,8 +1,6 @@
 """Any text whatever: the parsers accept it or say InputError in one line; the format reward never fails; a profile
 survives being written and read."""
 
-from __future__ import annotations
-
 import copy
 import json
 import sys

@@ -1,7 +1,5 @@
 """What readers get: notebooks that run, a report, figures for papers, models side by side, adapters with a card."""
 
-from __future__ import annotations
-
 import re
 
 import jupytext

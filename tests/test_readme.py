@@ -1,7 +1,5 @@
 """README.md and docs/: every number is that of what is committed, every link leads somewhere, every version is one."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Room: estimates against what there is, before a run; a disk that fills up during one."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

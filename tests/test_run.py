@@ -1,7 +1,5 @@
 """A whole run, as `make reproduce` does it: notebooks that show figures, a report, verification, comparison, citation."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

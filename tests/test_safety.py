@@ -1,7 +1,5 @@
 """Nothing that comes from outside is run, leaves its place, or speaks to anybody."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

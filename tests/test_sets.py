@@ -1,7 +1,5 @@
 """Sets of principles: eq. 13 by its letter, also where no exponential can hold it, and large pools in little time."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """What lies around a run must not change it: start-up files, kernels, locale, odd paths, an absent reader, no home."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

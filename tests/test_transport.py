@@ -1,7 +1,5 @@
 """Sinkhorn divergence: against plain loops, closed forms, invariants and injected faults."""
 
-from __future__ import annotations
-
 import math
 import warnings
 

@@ -4,8 +4,6 @@ Before you refresh them, think: would the rows of that kind of work be other one
 of enigma/record/cache.py first, or old rows pass for the new code's. Comments, docstrings and tables do not count.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

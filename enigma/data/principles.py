@@ -1,7 +1,5 @@
 """Pools of principles: the built-in one and the user's own, as YAML files that are checked before use."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -3,8 +3,6 @@
 Every question has one role, so that what selects principles, what trains and what measures never overlap.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

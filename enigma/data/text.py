@@ -1,7 +1,5 @@
 """Text from outside: the safety check, and the normal form in which duplicates are looked for."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -1,7 +1,5 @@
 """Figures of stage 3."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from enigma.figures.style import (

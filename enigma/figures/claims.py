@@ -1,7 +1,5 @@
 """Figures of stage 5."""
 
-from __future__ import annotations
-
 import seaborn as sns
 
 from enigma.figures.style import BLUE, GREY, arm_styles, figure, finding, forest, listed, panels, short, zero

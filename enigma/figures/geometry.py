@@ -1,7 +1,5 @@
 """Figures of stage 4."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from enigma.figures.style import GREY, arm_styles, errors, figure, finding, legend, listed, panels, short

@@ -1,7 +1,5 @@
 """Figures of stage 1."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from enigma.figures.style import BLUE, GREY, ORANGE, figure, finding, forest, legend, panels, short

@@ -1,7 +1,5 @@
 """What all figures share: the registry, colours that stay apart without red and green, and how one is made and shown."""
 
-from __future__ import annotations
-
 import functools
 import html
 import re

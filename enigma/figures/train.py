@@ -1,7 +1,5 @@
 """Figures of stage 2."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from enigma.figures.style import (

@@ -1,7 +1,5 @@
 """What is kept while a run trains: every completion, whole checkpoints, a probe without sampling noise, progress."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -5,8 +5,6 @@ are refused. A chat template is a program in a sandbox: it is tried once in a pr
 seconds and a gigabyte. Source: our choice.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """The trainer's settings: TRL's, the coefficients of the two extra terms, and what of TRL's would change the method."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig

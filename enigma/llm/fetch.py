@@ -7,8 +7,6 @@ de-quantised values exactly, float16 and bfloat16 would round them. The sentence
 wheel in the same way, as safetensors. What was made is checked again in every process that reads it. Source: our choice.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

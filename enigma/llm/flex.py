@@ -5,8 +5,6 @@ completions of 1,024 each. Compiled once for all shapes, since each new shape wo
 mask, the blocks and the values are tested against the other path without compiling. Source: our choice [D].
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -11,8 +11,6 @@ float32 whatever the model's dtype: in bfloat16 their rounding alone costs 0.07 
 tokens. Source: our choice [D].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import contextmanager
 from weakref import WeakSet

@@ -3,8 +3,6 @@
 Weights come from safetensors. Pickled weights and code from a model's repository are never loaded. Source: our choice.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

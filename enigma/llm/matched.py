@@ -4,8 +4,6 @@ Used wherever information about a principle is measured: before training, in cre
 docs/method.md, eq. 8 (teacher forcing over a completion's own token ids); the layout is our choice [D].
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 

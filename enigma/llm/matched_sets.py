@@ -4,8 +4,6 @@ A matched set is one question under K principles with G completions each: K x G 
 may part. The layout is our choice [D].
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise

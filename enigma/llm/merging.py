@@ -9,8 +9,6 @@ begins at equal weights 1/teachers; the descent is Adam's with that gradient; ea
 The sum is exact: PEFT's `cat` puts the factors side by side. Its `linear` adds A's and B's apart, which has cross terms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -9,8 +9,6 @@ LoRA's A and B, each with its own norm; B begins at zero, so nothing is initiali
 nothing else is trained. `muon`: torch.optim.Muon without weight decay, as AdamW has none here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -9,8 +9,6 @@ tree is attended to by itself, by torch's own kernel, and no hidden cell is comp
 transformers' `sdpa`. Source: our choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 

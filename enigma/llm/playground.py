@@ -1,7 +1,5 @@
 """Models side by side on one question: what each writes, and which principle can be read in it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ principle, the best and the worst by graded format; a group without spread gives
 GRPO draws in all its steps; so both terms are off-policy, and nothing that is learned is ever sampled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

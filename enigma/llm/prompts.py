@@ -1,7 +1,5 @@
 """Chat messages: the format instruction, one worked demonstration, the question, and the principle."""
 
-from __future__ import annotations
-
 from jinja2.exceptions import TemplateError
 
 from enigma.data.text import check_text

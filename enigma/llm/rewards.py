@@ -5,8 +5,6 @@ loses nothing that the others are paid for. Both are TRL reward functions: lists
 have one name in TRL's log, `principle_reward`, because an arm has one of them.
 """
 
-from __future__ import annotations
-
 import importlib
 import random
 import re

@@ -5,8 +5,6 @@ that have ended leave the batch. The layout is the tree of `enigma.llm.scoring`,
 distribution that it is scored under. Source: our choice [D].
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from contextlib import contextmanager
 

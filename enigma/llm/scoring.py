@@ -11,8 +11,6 @@ completions of T tokens cost S + K(P - S + N(T + 1)) tokens instead of K N (P + 
 behind the SAMI term, stage 1 and the metrics.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import chain
 

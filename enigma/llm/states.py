@@ -1,7 +1,5 @@
 """Reading hidden states at completion tokens. Source: our choice [D]."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from copy import deepcopy
 

@@ -7,8 +7,6 @@ reward and not of a likelihood; l_q is the model's before training, measured onc
 model's at each step; the weights choose what is sampled, where the paper weighs the loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ matched set), the forward is `enigma.llm.scoring`'s packed one and serves all th
 added to TRL's own loss. TRL's methods are called, never copied. Equations: docs/method.md, eq. 2 to 7.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager

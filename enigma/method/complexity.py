@@ -1,8 +1,6 @@
 """Lempel-Ziv complexity of text: does a model repeat itself? Source: Lempel and Ziv 1976; approximate entropy as a
 detector of collapse, arXiv 2412.00430; the estimator and its control are our choice [D]."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -9,8 +9,6 @@ those of the jackknife in 92, 93, 93, 97 and 65 %: TwoNN is itself biased in ten
 Left out: attention patterns, gradients, and any correction for looking at many layers (the claims do that).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -11,8 +11,6 @@ quantised latent; a dimension is active where that estimate is above zero for an
 held-out groups, so explicitness can fall below zero.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -6,8 +6,6 @@ under. Equations: docs/method.md, eq. 3 to 5, 10 and 15 (the symmetric form foll
 2404.14313; that siblings are never negatives is our choice).
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What the log-probabilities of an item's choices say about the right one. Equations 25 to 27 of docs/method.md."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

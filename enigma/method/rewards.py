@@ -4,8 +4,6 @@ Nothing here judges an answer. Everything is plain text in, number out, in time 
 `str.count` and `str.find`, no backtracking pattern.
 """
 
-from __future__ import annotations
-
 OPEN_REASONING, CLOSE_REASONING = "<reasoning>", "</reasoning>"
 OPEN_ANSWER, CLOSE_ANSWER = "<answer>", "</answer>"
 TAGS = (OPEN_REASONING, CLOSE_REASONING, OPEN_ANSWER, CLOSE_ANSWER)

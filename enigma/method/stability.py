@@ -3,8 +3,6 @@
 Source: our choice [D]; Spearman 1910 and Brown 1910 for the step-up to the full length.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.stats import rankdata
 

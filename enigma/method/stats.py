@@ -1,7 +1,5 @@
 """Intervals, tests of paired scores, and their correction. Statistics live here, drawing lives in `figures`."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Steadiness of a training run: what a curve over steps says about it (docs/method.md, eq. 24). Curves are (..., steps)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

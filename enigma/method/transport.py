@@ -17,8 +17,6 @@ after 2000 iterations at eps = 0.05, since the plan is nearly a permutation ther
 Left out: weights, unbalanced transport, batches, low-memory cost matrices (max_points bounds the memory).
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import NamedTuple
 

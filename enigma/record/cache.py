@@ -11,8 +11,6 @@ Two pieces of one name and other ingredients lie side by side: an edited profile
 finds the old piece again. No time stamp takes part. Source: our choice [D].
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Tables as text: CSV for programs and spreadsheets, Markdown for readers. Source: our choice [D]."""
 
-from __future__ import annotations
-
 import html
 import io
 import math

@@ -1,7 +1,5 @@
 """How to cite a figure or a table, and the paper."""
 
-from __future__ import annotations
-
 from enigma.errors import InputError
 from enigma.record.results import Item, Results
 

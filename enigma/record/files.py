@@ -3,8 +3,6 @@
 Source: our choice [D].
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -3,8 +3,6 @@
 tqdm redraws its bar many times a second, which floods the log of a headless notebook. Source: our choice [D].
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

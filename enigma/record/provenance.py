@@ -1,7 +1,5 @@
 """Which code, libraries and machine made a piece of work. Source: our choice [D]."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import os

@@ -1,7 +1,5 @@
 """report.html: the executed notebooks as one page, by nbconvert, with the claims first. Works offline; nothing runs in it."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import re

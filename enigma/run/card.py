@@ -1,7 +1,5 @@
 """The model card of a published adapter: what it is, what it was trained on, and where the verdicts on it stand."""
 
-from __future__ import annotations
-
 from enigma import __version__
 from enigma.llm.loading import hub_name
 from enigma.run.licences import OURS, licences

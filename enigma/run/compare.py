@@ -9,8 +9,6 @@
 One seed does not reproduce to the digit: another processor rounds a sampled token otherwise, and everything after it.
 """
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

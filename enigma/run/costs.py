@@ -4,8 +4,6 @@ The rates are of the embedded model (134.5 M parameters); other models are scale
 by, not a promise. For GPUs see `enigma.run.gpu_costs`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from enigma.data.principles import load_pool

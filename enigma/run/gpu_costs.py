@@ -9,8 +9,6 @@ K (P + G (T + 1)); what prompts share is counted for each, so that is an upper e
 Everything that is assumed is a constant below. Source: our choice.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 # One H100 SXM, by its data sheet.

@@ -3,8 +3,6 @@
 Seconds, no model library, no network. What only loading can show is found by the stages, which report it as clearly.
 """
 
-from __future__ import annotations
-
 import importlib.util
 
 from enigma.data.principles import Principle, load_pool

@@ -3,8 +3,6 @@
 Written into the run record. What a user brings himself is said to be his; nothing is guessed.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Sequence
 

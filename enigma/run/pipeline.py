@@ -5,8 +5,6 @@ its own, and saved under results/<profile>/notebooks. The source is never touche
 the store, so running again is safe. What each stage took goes into run.json.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

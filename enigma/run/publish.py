@@ -1,7 +1,5 @@
 """results/<profile>/ -> results/reference/<profile>/: what maintainers publish on purpose, and nothing else writes."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

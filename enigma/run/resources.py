@@ -1,7 +1,5 @@
 """How much disk and memory there is for a run, in bytes."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

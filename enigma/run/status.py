@@ -1,7 +1,5 @@
 """How far a run is: every piece of work of a profile, kept or to do, and why. Nothing is written."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from enigma.record.cache import NotDone

@@ -4,8 +4,6 @@ Every stage's `tables` is run again on the rows in raw/, and each table compared
 `RELATIVE`, because six digits are written and another processor may round the last one. Nothing is written.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

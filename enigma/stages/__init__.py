@@ -10,8 +10,6 @@
 `run` puts them together. So a table follows from rows that are kept, and can be made again from them alone.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from types import ModuleType

@@ -4,8 +4,6 @@ Sensitivity comes first: a task judges only where the untrained model itself is 
 margin with the prior taken away (docs/method.md, eq. 26). An insensitive task is shown, and judges nothing.
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 import time

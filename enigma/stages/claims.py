@@ -5,8 +5,6 @@ favours the claim, each with a 95 % interval and what it is over. One rule for e
 verdict is its weakest part's. Claims and their sources: docs/method.md, table 1; measures, margins and rules: ours [D].
 """
 
-from __future__ import annotations
-
 import math
 import sys
 

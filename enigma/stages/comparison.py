@@ -1,7 +1,5 @@
 """The neighbours beside each other: every arm that names a control, and what it changes (docs/neighbours.md)."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

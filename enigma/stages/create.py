@@ -8,8 +8,6 @@ best of many looks good by luck, so the last of each seed is judged on fresh que
 section 11 (our choice [D]); halving: Karnin, Koren and Somekh 2013, https://proceedings.mlr.press/v28/karnin13.html
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

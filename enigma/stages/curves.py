@@ -1,7 +1,5 @@
 """The tables of stage 2 from its runs: every step, every group, and whether a run learned."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

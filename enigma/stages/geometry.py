@@ -20,8 +20,6 @@ States are kept in the model's own precision until they leave it: in bfloat16 a 
 the state is rounding. Prompts are streamed, both models reading a batch in turn.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from itertools import chain

@@ -6,8 +6,6 @@ Log-softmax is in float32 whatever the model's dtype: in bfloat16 the choices of
 once for all of its choices. Source: our choice [D]; accuracies and standard errors are lm-eval's.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ Nothing here trains: each job is `python -m enigma train PROFILE --arm A --seed 
 resumes by itself; so jobs may as well be started by hand or by a batch system on other machines.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -5,8 +5,6 @@ and under the untrained model. Where the policy's own bound rises while the untr
 untrained model answers once, under the principles of all sets, and every arm is compared with the part that is its own.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 

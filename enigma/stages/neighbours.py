@@ -3,8 +3,6 @@
 An arm says itself which it is (`enigma.profile.Arm`). Source: our choice [D]; each method's own stands in its module.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

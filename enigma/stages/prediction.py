@@ -1,7 +1,5 @@
 """Does SI, measured before training, predict what training does? Over arms that differ in their set alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats

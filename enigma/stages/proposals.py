@@ -5,8 +5,6 @@ sentence encoder. That is a coarse judge of meaning; `enigma.stages.create` also
 wording. Source: our choice [D] (docs/method.md, section 11).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -1,7 +1,5 @@
 """What stage 4 reads of a model: states of the same tokens, with and without its adapter, and under principles."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ them. From the score matrices follow SI (docs/method.md, eq. 11 to 13) per princ
 questions, and the sets that stage 2 trains on.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import sys

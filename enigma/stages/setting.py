@@ -3,8 +3,6 @@
 The paper's column holds what is publicly known of it, with its source; this run's column is written from the profile.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

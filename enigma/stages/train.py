@@ -9,8 +9,6 @@ launcher several processes train one run together: they share its steps' matched
 others add their generators' states to a checkpoint).
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import random

@@ -5,8 +5,6 @@ row is checked before any library loads it, and read by this module, so that not
 Source: our choice [D].
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import json

@@ -1,7 +1,5 @@
 """What the task files of this folder refer to: their items and their marks. lm-eval loads this file by its path."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -4,8 +4,6 @@ What an item asks and which choice is right are lm-eval's own; only where the ro
 choice [D].
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import functools

@@ -4,8 +4,6 @@ The measure is the margin of the right option (`enigma.method.marks`): how far i
 Source: our choice [D].
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path
