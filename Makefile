@@ -5,6 +5,7 @@
 # make smoke       every stage on a tiny random model, minutes
 # make verify      make the published tables again from their rows and check every file
 # make docs        fill the numbers of README.md and docs/ from what is committed
+# make audit       look the locked packages up in a database of known vulnerabilities, where it can be reached
 # make bench       time and memory of the trainer against named peers, into benchmarks/
 # make lab         JupyterLab on a scratch copy of the notebooks, in lab/
 # make clean       remove the environment and what tools left behind; results stay
@@ -26,26 +27,27 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 
-.PHONY: reproduce setup test smoke verify docs bench lab clean
+.PHONY: reproduce setup test smoke verify docs audit bench lab clean
 
 reproduce: setup
 	$(RUN) -m enigma run $(PROFILE) $(if $(LAUNCH),--launch "$(LAUNCH)") $(if $(JOBS),--jobs $(JOBS))
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+# First all but torch, each file held against its hash; then torch finds what it needs, but for the packages of a CUDA build.
+$(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) is too old; expected Python 3.11 or newer; use make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@torch=$$(grep '^torch==' requirements.lock); \
-	if [[ -n "$(TORCH_INDEX)" ]] && ! command -v nvidia-smi >/dev/null && $(RUN) -c \
+	$(RUN) -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	@if [[ -n "$(TORCH_INDEX)" ]] && ! command -v nvidia-smi >/dev/null && $(RUN) -c \
 	  'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=3)' "$(TORCH_INDEX)/torch/" 2>/dev/null; then \
-	  echo "$$torch from $(TORCH_INDEX)"; \
-	  $(RUN) -m pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" "$$torch"; \
+	  echo "torch from $(TORCH_INDEX)"; \
+	  $(RUN) -m pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" -r requirements-torch.txt; \
 	else \
-	  echo "$$torch from pip's usual sources"; \
+	  echo "torch from pip's usual sources"; \
+	  $(RUN) -m pip install --quiet -r requirements-torch.txt; \
 	fi
-	$(RUN) -m pip install --quiet -r requirements.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -62,6 +64,16 @@ verify: setup
 docs: setup
 	$(RUN) scripts/readme.py
 	$(RUN) docs/loop.py
+
+# In an environment of its own, since it must not change what is locked.
+audit:
+	@$(PYTHON) -c 'import socket; socket.create_connection(("api.osv.dev", 443), 3)' 2>/dev/null || \
+	  { echo "not audited: no connection to the database of vulnerabilities (api.osv.dev)"; exit 0; }; \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder"; \
+	"$$folder/bin/pip" install --quiet pip-audit; \
+	grep -ho '^[^ #]*==[^ ]*' requirements.lock requirements-torch.txt >"$$folder/pins"; \
+	"$$folder/bin/pip-audit" --vulnerability-service osv --timeout 10 --progress-spinner off --disable-pip --no-deps -r "$$folder/pins"
 
 bench: setup
 	$(RUN) -m benchmarks

@@ -1,4 +1,4 @@
-"""environment.yml, pyproject.toml and requirements.lock say the same; files that must travel are declared."""
+"""environment.yml, pyproject.toml and the two locks say the same; files that must travel are declared."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+INSTALLED = {canonicalize_name(found.name) for found in metadata.distributions()}
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["lab"] + EXTRAS["test"]]
 
 
@@ -31,9 +33,16 @@ def pins(lines) -> dict[str, str]:
     return found
 
 
+def locked() -> list[str]:
+    """The entries of requirements.lock, each with its marker and hashes on one line."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
 def lock() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return pins(line for line in lines if not line.startswith("#"))
+    """Both files: torch's version is pinned by itself, without a hash."""
+    torch = (ROOT / "requirements-torch.txt").read_text(encoding="utf-8").splitlines()[-1]
+    return pins([re.split(" ;| --", line)[0].strip() for line in locked()] + [torch])
 
 
 def environment() -> dict:
@@ -58,8 +67,26 @@ def test_conda_python_is_one_the_project_supports():
     assert Version(python.removeprefix("python=")) in Requirement(f"x{PROJECT['requires-python']}").specifier
 
 
-def test_the_lock_names_no_build_no_index_and_not_the_project():
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+def test_every_locked_file_is_held_against_a_hash():
+    """A requirement without one makes `pip install --require-hashes` refuse the whole file."""
+    form = re.compile(r"\S+==\S+( ; [^#]*?)?( +--hash=sha256:[0-9a-f]{64})+ *")
+    assert [line for line in locked() if not form.fullmatch(line)] == []
+
+
+def test_nothing_that_is_locked_needs_what_is_not():
+    """It is installed without looking for dependencies: what it left out would be missing. For torch pip looks."""
+    needed = {canonicalize_name(PROJECT["name"])} | set(lock())
+    for name in INSTALLED & set(lock()) - {"torch"}:
+        for text in metadata.requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(requirement.name) in needed, f"{name} needs {text}"
+
+
+def test_the_locks_name_no_index_and_not_the_project():
+    text = "\n".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in ("requirements.lock", "requirements-torch.txt")
+    )
     assert not re.search(r"^[^#]*(\+|@|://|^-)", text, re.MULTILINE)
     assert canonicalize_name(PROJECT["name"]) not in lock()
 
