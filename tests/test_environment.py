@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def locked() -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
+@cache
 def lock() -> dict[str, str]:
     """Both files: torch's version is pinned by itself, without a hash."""
     torch = (ROOT / "requirements-torch.txt").read_text(encoding="utf-8").splitlines()[-1]
