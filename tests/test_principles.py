@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from enigma.data.principles import Principle, load_pool
 from enigma.data.text import find_unsafe
@@ -95,14 +93,9 @@ FAULTS = {
     "null character": ('principles: [{name: a, text: "Be\\0brief."}]\n', ["U+0000"]),
     "lone surrogate": ('principles: [{name: a, text: "Be \\ud800 brief."}]\n', []),
     "direction override": (entries({"name": "a", "text": "Be \u202ebrief."}), ["U+202E"]),
-    "raw control byte": (b"principles: [{name: a, text: Be\x07brief}]\n", ["not valid YAML"]),
     "format tag": (entries({"name": "a", "text": "Write </Answer> at once."}), ["</answer>"]),
     "tag in antithesis": (entries({**GOOD, "antithesis": "Say <reasoning>."}), ["antithesis", "<reasoning>"]),
     "token in source": (entries({**GOOD, "source": "me<|im_end|>"}), ["source", "<|im_end|>"]),
-    "syntax": ("principles:\n  - name: a\n   text: b\n", ["line 3", "YAML"]),
-    "two documents": ("principles: []\n---\nprinciples: []\n", ["YAML"]),
-    "python object": ("principles: !!python/object/apply:os.getcwd []\n", ["line 1"]),
-    "impossible date": ("principles: [{name: 2024-13-45, text: a}]\n", ["quotes"]),
     "repeated key": (
         "principles:\n- name: a\n  text: b\n  text: c\n",
         ["line 4", "key 'text' is given twice"],
@@ -110,10 +103,6 @@ FAULTS = {
     "alias": ("principles:\n- &a {name: a, text: b}\n- *a\n", ["line 3", "aliases"]),
     "UTF-16": (entries(GOOD).encode("utf-16"), ["UTF-8"]),
     "Latin-1": ("principles: [{name: a, text: caf\xe9}]\n".encode("latin-1"), ["UTF-8"]),
-    "false map": ("principles: !!map [a, b]\n", ["line 1"]),
-    "false truth": ("principles: [{name: a, text: !!bool maybe}]\n", ["not valid YAML"]),
-    "false date": ("principles: [{name: a, text: !!timestamp soon}]\n", ["not valid YAML"]),
-    "false number": ("principles: [{name: a, text: !!int ''}]\n", ["not valid YAML"]),
     "too large": ("#" * 200_001, ["200 kB"]),
     "too deep": ("[" * 100_000, ["nested"]),
 }
@@ -156,16 +145,3 @@ def test_ordinary_text_is_safe(text):
 def test_no_such_file(where):
     with pytest.raises(InputError, match="default"):
         load_pool(where)
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    st.one_of(
-        st.binary(max_size=200), st.text(alphabet="principles:-[]{}&*!|>'\"\n name text#%@,?0.", max_size=200)
-    )
-)
-def test_any_file_is_read_or_refused(write, content):
-    try:
-        load_pool(write(content))
-    except InputError:
-        pass

@@ -47,34 +47,9 @@ jsonable = st.recursive(
     max_leaves=8,
 )
 MARKS = [
-    "!!int ",
-    "!!bool ",
-    "!!timestamp ",
-    "!!map ",
-    "!!binary ",
-    "!!float ",
-    "''",
-    "[",
-    "]",
-    "{",
-    "}",
-    "&a ",
-    "*a",
-    "<<",
-    ": ",
-    "\n",
-    "- ",
-    "|",
-    "2024-13-45",
-    "name",
-    "principles",
-    '"\\ud800"',
-    '"question"',
-    ",",
-    "~",
-    "0o9",
-    "\u202e",
-    "\x00",
+    *("!!int ", "!!bool ", "!!timestamp ", "!!map ", "!!binary ", "!!float ", "''", "[", "]", "{"),
+    *("}", "&a ", "*a", "<<", ": ", "\n", "- ", "|", "2024-13-45", "name", "principles", '"\\ud800"'),
+    *('"question"', ",", "~", "0o9", "\u202e", "\x00"),
 ]
 lettered = st.lists(st.sampled_from(MARKS), max_size=8).map("".join)
 
@@ -226,17 +201,7 @@ def test_any_cell_survives_and_no_spreadsheet_runs_it(text):
 
 PIECES = [
     *rewards.TAGS,
-    "a",
-    " ",
-    "\n",
-    "\u200b",
-    "\ud800",
-    "\x00",
-    "<",
-    "</",
-    "<reasoning",
-    "answer>",
-    "\u202e",
+    *("a", " ", "\n", "\u200b", "\ud800", "\x00", "<", "</", "<reasoning", "answer>", "\u202e"),
 ]
 completions = st.one_of(st.text(st.characters()), st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 

@@ -74,6 +74,14 @@ def settings(tmp_path, **changes):
     return base | changes
 
 
+def enigma(tokenizer, model, config, data=None, **more):
+    return EnigmaTrainer(model, reward, config, data or rows(), processing_class=tokenizer, **more)
+
+
+def lora(*modules, **options):
+    return LoraConfig(r=4, target_modules=list(modules), **options)
+
+
 def trained(trainer):
     trainer.train()
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -91,7 +99,7 @@ def test_without_extra_terms_it_is_trl(tmp_path, toy_model, toy_tokenizer, beta)
     common = settings(tmp_path, beta=beta)
     choices = dict(importance_sampling_level="sequence", loss_type="grpo", scale_rewards="none")
     # TRL can only load a reference model from a folder or hub; LoRA needs none.
-    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if beta else None
+    peft = lora("q_proj", "v_proj", init_lora_weights=False) if beta else None
     plain = GRPOTrainer(
         toy_model(),
         reward,
@@ -103,35 +111,24 @@ def test_without_extra_terms_it_is_trl(tmp_path, toy_model, toy_tokenizer, beta)
     start = {name: p.detach().clone() for name, p in plain.model.named_parameters()}
     expected = trained(plain)
     # Built after the first run has ended, since a trainer seeds the global generator when it is built.
-    enigma = EnigmaTrainer(
-        toy_model(), reward, EnigmaConfig(**common), rows(), processing_class=toy_tokenizer, peft_config=peft
-    )
-    for name, p in enigma.model.named_parameters():
+    trainer = enigma(toy_tokenizer, toy_model(), EnigmaConfig(**common), peft_config=peft)
+    for name, p in trainer.model.named_parameters():
         assert torch.equal(p, start[name]), name
-    found = trained(enigma)
+    found = trained(trainer)
     assert any(not torch.allclose(start[name], expected[name]) for name in start)
     assert_same(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_tokenizer, lora):
-    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
-    terms = dict(lambda_sami=0.5, lambda_ot=1.0 if lora else 0.0, ot_layers=[1, -1])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_gradient_accumulation_gives_the_same_update(tmp_path, toy_model, toy_tokenizer, adapted):
+    peft = lora("q_proj", "v_proj") if adapted else None
+    terms = dict(lambda_sami=0.5, lambda_ot=1.0 if adapted else 0.0, ot_layers=[1, -1])
 
     def run(batch, accumulation, checkpointing):
         torch.manual_seed(0)
         changes = dict(gradient_accumulation_steps=accumulation, gradient_checkpointing=checkpointing)
         config = EnigmaConfig(**settings(tmp_path, per_device_train_batch_size=batch, **changes), **terms)
-        trainer = EnigmaTrainer(
-            toy_model(),
-            reward,
-            config,
-            rows(),
-            processing_class=toy_tokenizer,
-            peft_config=peft,
-            rollout_func=rollouts,
-        )
-        return trained(trainer)
+        return trained(enigma(toy_tokenizer, toy_model(), config, peft_config=peft, rollout_func=rollouts))
 
     # The layers' second forward in the backward pass, as the paper profile has it, changes nothing either.
     assert_same(run(8, 4, True), run(32, 1, False), 1e-5)
@@ -148,15 +145,9 @@ def test_total_equals_a_slow_recomputation(tmp_path, toy_model, toy_tokenizer, c
     )
     terms |= change
     config = EnigmaConfig(**settings(tmp_path, per_device_train_batch_size=16, max_steps=2), **terms)
-    trainer = EnigmaTrainer(
-        toy_model(dtype=torch.float64),
-        reward,
-        config,
-        rows(),
-        processing_class=toy_tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
-        rollout_func=rollouts,
-    )
+    peft = lora("q_proj", "v_proj", init_lora_weights=False)
+    model = toy_model(dtype=torch.float64)
+    trainer = enigma(toy_tokenizer, model, config, peft_config=peft, rollout_func=rollouts)
     batch = [row for row in rows().select(range(4)) for _ in range(4)]
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -246,9 +237,7 @@ def slow_sinkhorn(x, y, epsilon):
 
 def test_shuffled_rollouts_are_put_together_again(tmp_path, toy_model, toy_tokenizer):
     config = EnigmaConfig(**settings(tmp_path, gradient_accumulation_steps=2))
-    trainer = EnigmaTrainer(
-        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, rollout_func=rollouts
-    )
+    trainer = enigma(toy_tokenizer, toy_model(), config, rollout_func=rollouts)
     trainer.model.train()
     batch = [row for row in rows().select(range(4)) for _ in range(4)]
     expected = rollouts([row["prompt"] for row in batch], trainer)["completion_ids"]
@@ -277,15 +266,8 @@ def test_the_hinge_bounds_the_drift(tmp_path, toy_model, toy_tokenizer):
             lambda_ot=lambda_ot,
             ot_budget=budget,
         )
-        trainer = EnigmaTrainer(
-            toy_model(),
-            reward,
-            config,
-            rows(),
-            processing_class=toy_tokenizer,
-            peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"]),
-            rollout_func=rollouts,
-        )
+        peft = lora("q_proj", "v_proj", "o_proj")
+        trainer = enigma(toy_tokenizer, toy_model(), config, peft_config=peft, rollout_func=rollouts)
         trainer.train()
         return [entry["ot/divergence"] for entry in trainer.state.log_history if "ot/divergence" in entry]
 
@@ -297,25 +279,12 @@ def test_the_hinge_bounds_the_drift(tmp_path, toy_model, toy_tokenizer):
 
 def test_every_term_is_logged(tmp_path, toy_model, toy_tokenizer):
     config = EnigmaConfig(**settings(tmp_path, max_steps=1), lambda_sami=0.1, lambda_ot=1.0)
-    trainer = EnigmaTrainer(
-        toy_model(),
-        reward,
-        config,
-        rows(),
-        processing_class=toy_tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
-    )
+    trainer = enigma(toy_tokenizer, toy_model(), config, peft_config=lora("q_proj"))
     trainer.train()
     logged = trainer.state.log_history[0]
-    names = ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound", "ot/divergence")
-    names += (
-        "ot/unconverged",
-        "grad_clipped",
-        "reference/kl",
-        "reference/perplexity",
-        "frac_reward_zero_std",
-    )
-    for name in (*names, "grad_norm"):
+    names = "loss/grpo loss/sami loss/ot sami/row_bound sami/column_bound ot/divergence ot/unconverged grad_clipped "
+    names += "reference/kl reference/perplexity frac_reward_zero_std grad_norm"
+    for name in names.split():
         assert math.isfinite(logged[name]), name
     assert logged["reference/kl"] == pytest.approx(0, abs=1e-6)
 
@@ -323,16 +292,8 @@ def test_every_term_is_logged(tmp_path, toy_model, toy_tokenizer):
 def test_the_reference_reads_the_principles_at_its_interval(tmp_path, toy_model, toy_tokenizer):
     """An adapter that does nothing leaves the policy the reference, so both critics agree; then they part."""
     config = EnigmaConfig(**settings(tmp_path, max_steps=3), legibility_steps=2)
-    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    trainer = EnigmaTrainer(
-        toy_model(),
-        reward,
-        config,
-        rows(),
-        processing_class=toy_tokenizer,
-        peft_config=peft,
-        rollout_func=rollouts,
-    )
+    peft = lora("q_proj", "v_proj")
+    trainer = enigma(toy_tokenizer, toy_model(), config, peft_config=peft, rollout_func=rollouts)
     trainer.train()
     first, second, third = trainer.state.log_history[:3]
     assert first["sami/reference_row_bound"] == pytest.approx(first["sami/row_bound"], abs=1e-5)
@@ -343,9 +304,7 @@ def test_the_reference_reads_the_principles_at_its_interval(tmp_path, toy_model,
 @pytest.mark.parametrize(("limit", "clipped"), [(1e-9, 1.0), (1e9, 0.0), (0.0, 0.0)])
 def test_a_clipped_gradient_is_counted(tmp_path, toy_model, toy_tokenizer, limit, clipped):
     config = EnigmaConfig(**settings(tmp_path, max_steps=1, max_grad_norm=limit))
-    trainer = EnigmaTrainer(
-        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, rollout_func=rollouts
-    )
+    trainer = enigma(toy_tokenizer, toy_model(), config, rollout_func=rollouts)
     trainer.train()
     assert trainer.state.log_history[0]["grad_clipped"] == clipped
 
@@ -358,44 +317,26 @@ def test_an_unconverged_solver_is_counted(tmp_path, toy_model, toy_tokenizer, mo
         module, "solve_divergence", lambda *a, **kw: solve(*a, **kw)._replace(converged=False)
     )
     config = EnigmaConfig(**settings(tmp_path, max_steps=1), lambda_ot=1.0)
-    peft = LoraConfig(r=4, target_modules=["q_proj"])
-    trainer = EnigmaTrainer(
-        toy_model(), reward, config, rows(), processing_class=toy_tokenizer, peft_config=peft
-    )
+    trainer = enigma(toy_tokenizer, toy_model(), config, peft_config=lora("q_proj"))
     trainer.train()
     assert trainer.state.log_history[0]["ot/unconverged"] == 1.0
 
 
 def test_trl_methods_have_the_signatures_relied_on():
     expected = {
-        "_get_train_sampler": ["self", "dataset"],
-        "_get_eval_sampler": ["self", "eval_dataset"],
-        "_prepare_inputs": ["self", "generation_batch"],
-        "_generate_and_score_completions": ["self", "inputs"],
-        "_generate_single_turn": [
-            "self",
-            "prompt_ids",
-            "images",
-            "multimodal_fields",
-            "num_generations",
-            "has_tool_images",
-        ],
-        "_compute_loss": ["self", "model", "inputs"],
+        "_get_train_sampler": "dataset",
+        "_get_eval_sampler": "eval_dataset",
+        "_prepare_inputs": "generation_batch",
+        "_generate_and_score_completions": "inputs",
+        "_generate_single_turn": "prompt_ids images multimodal_fields num_generations has_tool_images",
+        "_compute_loss": "model inputs",
     }
-    for name in TRL_METHODS:
-        parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
-        if name == "_get_per_token_logps_and_entropies":
-            assert parameters[:7] == [
-                "self",
-                "model",
-                "input_ids",
-                "attention_mask",
-                "logits_to_keep",
-                "batch_size",
-                "compute_entropy",
-            ]
-        else:
-            assert parameters == expected[name]
+    packed = "_get_per_token_logps_and_entropies"  # which takes more than is relied on
+    read = {name: " ".join(inspect.signature(getattr(GRPOTrainer, name)).parameters) for name in TRL_METHODS}
+    assert read.pop(packed).startswith(
+        "self model input_ids attention_mask logits_to_keep batch_size compute_entropy"
+    )
+    assert read == {name: f"self {names}" for name, names in expected.items()}
 
 
 @pytest.mark.parametrize(
@@ -419,71 +360,23 @@ def test_bad_configuration(tmp_path, change, message):
 
 
 # Every field that TRL adds to transformers' own: taken here as TRL takes it, or without meaning here. The rest is refused.
-SUPPORTED = [
-    "model_init_kwargs",
-    "trust_remote_code",
-    "disable_dropout",
-    "cast_lm_head_to_fp32",
-    "num_generations",
-    "num_generations_eval",
-    "max_completion_length",
-    "shuffle_dataset",
-    "pad_to_multiple_of",
-    "generation_batch_size",
-    "chat_template_kwargs",
-    "use_vllm",
-    "vllm_mode",
-    "vllm_model_impl",
-    "vllm_enable_sleep_mode",
-    "vllm_server_base_url",
-    "vllm_server_host",
-    "vllm_server_port",
-    "vllm_server_timeout",
-    "vllm_group_port",
-    "vllm_gpu_memory_utilization",
-    "vllm_max_model_length",
-    "vllm_tensor_parallel_size",
-    "beta",
-    "epsilon",
-    "delta",
-    "epsilon_high",
-    "sapo_temperature_neg",
-    "sapo_temperature_pos",
-    "vespo_k_pos",
-    "vespo_lambda_pos",
-    "vespo_k_neg",
-    "vespo_lambda_neg",
-    "importance_sampling_level",
-    "reward_weights",
-    "multi_objective_aggregation",
-    "scale_rewards",
-    "loss_type",
-    "sync_ref_model",
-    "ref_model_mixup_alpha",
-    "ref_model_sync_steps",
-    "top_entropy_quantile",
-    "vllm_importance_sampling_correction",
-    "vllm_importance_sampling_mode",
-    "vllm_importance_sampling_clip_max",
-    "vllm_importance_sampling_clip_min",
-    "vllm_importance_sampling_cap",
-    "off_policy_mask_threshold",
-    "use_bias_correction_kl",
-    "log_completions",
-    "log_unique_prompts",
-    "num_completions_to_print",
-    "log_completions_hub_repo",
-]
-WITHOUT_MEANING = [
-    "ds3_gather_for_generation",
-    "max_tool_calling_iterations",
-    "log_multimodal",
-    "entropy_coef_min",
-    "entropy_coef_max",
-    "entropy_coef_delta",
-    "entropy_target",
-    "transformers_continuous_batching_config",
-]
+SUPPORTED = (
+    "model_init_kwargs trust_remote_code disable_dropout cast_lm_head_to_fp32 num_generations "
+    "num_generations_eval max_completion_length shuffle_dataset pad_to_multiple_of generation_batch_size "
+    "chat_template_kwargs use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_server_base_url "
+    "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization "
+    "vllm_max_model_length vllm_tensor_parallel_size beta epsilon delta epsilon_high sapo_temperature_neg "
+    "sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg importance_sampling_level "
+    "reward_weights multi_objective_aggregation scale_rewards loss_type sync_ref_model ref_model_mixup_alpha "
+    "ref_model_sync_steps top_entropy_quantile vllm_importance_sampling_correction "
+    "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
+    "vllm_importance_sampling_cap off_policy_mask_threshold use_bias_correction_kl log_completions "
+    "log_unique_prompts num_completions_to_print log_completions_hub_repo"
+)
+WITHOUT_MEANING = (
+    "ds3_gather_for_generation max_tool_calling_iterations log_multimodal entropy_coef_min entropy_coef_max "
+    "entropy_coef_delta entropy_target transformers_continuous_batching_config"
+)
 CHECKED = ["steps_per_generation", "router_aux_loss_coef"]  # refused for some values, in the test above
 OTHER = {
     "generation_kwargs": {"min_p": 0.1},
@@ -498,7 +391,7 @@ def test_every_field_of_grpo_is_taken_or_refused_and_none_in_silence():
     own = {f.name for f in dataclasses.fields(GRPOConfig)} - {
         f.name for f in dataclasses.fields(TrainingArguments)
     }
-    told = Counter([*SUPPORTED, *WITHOUT_MEANING, *CHECKED, *(FIXED.keys() & own)])
+    told = Counter([*SUPPORTED.split(), *WITHOUT_MEANING.split(), *CHECKED, *(FIXED.keys() & own)])
     assert told == Counter(own), "a field without a decision, or with two"
 
 
@@ -511,16 +404,11 @@ def test_what_would_change_the_method_is_refused(tmp_path, name):
 
 
 def test_what_the_model_or_the_launcher_brings_is_refused(tmp_path, toy_model, toy_tokenizer, monkeypatch):
-    lora = dict(r=4, target_modules=["q_proj"])
+    def build(model=None, peft_config=None, **options):
+        config = EnigmaConfig(**settings(tmp_path, **options))
+        return enigma(toy_tokenizer, model or toy_model(), config, peft_config=peft_config or lora("q_proj"))
 
-    def build(**more):
-        more = {"peft_config": LoraConfig(**lora), "model": toy_model()} | more
-        config = EnigmaConfig(**settings(tmp_path, disable_dropout=more.pop("disable_dropout", False)))
-        return EnigmaTrainer(
-            reward_funcs=reward, args=config, train_dataset=rows(), processing_class=toy_tokenizer, **more
-        )
-
-    dropout = LoraConfig(**lora, lora_dropout=0.1)
+    dropout = lora("q_proj", lora_dropout=0.1)
     with pytest.raises(ValueError, match="dropout: found some"):
         build(peft_config=dropout)
     build(peft_config=dropout, disable_dropout=True)
@@ -544,18 +432,6 @@ def test_what_the_model_or_the_launcher_brings_is_refused(tmp_path, toy_model, t
 def test_bad_data_and_missing_reference(tmp_path, toy_model, toy_tokenizer):
     incomplete = rows().select(range(3))
     with pytest.raises(ValueError, match="has 1 rows, expected num_principles = 2"):
-        EnigmaTrainer(
-            toy_model(),
-            reward,
-            EnigmaConfig(**settings(tmp_path)),
-            incomplete,
-            processing_class=toy_tokenizer,
-        ).train()
+        enigma(toy_tokenizer, toy_model(), EnigmaConfig(**settings(tmp_path)), incomplete).train()
     with pytest.raises(ValueError, match="needs a reference"):
-        EnigmaTrainer(
-            toy_model(),
-            reward,
-            EnigmaConfig(**settings(tmp_path), lambda_ot=1.0),
-            rows(),
-            processing_class=toy_tokenizer,
-        )
+        enigma(toy_tokenizer, toy_model(), EnigmaConfig(**settings(tmp_path), lambda_ot=1.0))

@@ -53,22 +53,6 @@ def test_equals_plain_loops(scale):
     assert sinkhorn_divergence(x, y, 0.5, scale).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_gradient_equals_central_differences_of_plain_loops():
-    x, y = clouds(n=4, m=3, d=2)
-    x.requires_grad_()
-    y.requires_grad_()
-    sinkhorn_divergence(x, y, 0.5).backward()
-    step = 1e-5
-    for leaf, row, column in ((x, 0, 0), (x, 3, 1), (y, 0, 0), (y, 2, 1)):
-        ends = []
-        for sign in (1, -1):
-            moved = {id(x): x.detach().clone(), id(y): y.detach().clone()}
-            moved[id(leaf)][row, column] += sign * step
-            ends.append(slow_divergence(moved[id(x)], moved[id(y)], 0.5, iterations=150))
-        expected = (ends[0] - ends[1]) / (2 * step)
-        assert leaf.grad[row, column].item() == pytest.approx(expected, rel=1e-6, abs=1e-8)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("epsilon", [1.0, 0.05, 0.005])
 def test_gradient_of_both_clouds_against_central_differences(epsilon, dtype):
@@ -102,13 +86,6 @@ def test_a_translation_costs_its_squared_length(epsilon):
     shift = torch.tensor([0.3, 0, -0.1, 0, 0, 2.0], dtype=torch.float64)
     expected = shift.square().sum() / torch.cdist(y, y).square().mean()
     assert sinkhorn_divergence(y + shift, y, epsilon).item() == pytest.approx(expected.item(), rel=1e-9)
-
-
-def test_two_gaussians_reach_wasserstein():
-    # Quantile points of N(0, 1) and N(1, 2^2): W2^2 = (1 - 0)^2 + (2 - 1)^2.
-    points = torch.special.ndtri((torch.arange(200, dtype=torch.float64) + 0.5) / 200)[:, None]
-    found = sinkhorn_divergence(points, 1 + 2 * points, 0.02, scale=1.0)
-    assert found.item() == pytest.approx(2.0, rel=0.02)
 
 
 def test_spread_gaussians_equal_the_entropic_closed_form():
@@ -204,11 +181,6 @@ def test_half_precision_is_raised_first(dtype):
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.allclose(x.grad.double(), exact.grad, rtol=1e-2, atol=1e-4)
-
-
-def test_float64_stays_float64():
-    x, y = clouds()
-    assert sinkhorn_divergence(x, y.float()).dtype == torch.float64
 
 
 # ---- the solver ----------------------------------------------------------------------------------------------------
