@@ -11,15 +11,7 @@ KINDS = {
     "attention": ("scaled_dot_product", "_efficient_attention", "_flash_attention"),
     "softmax over the vocabulary": ("log_softmax", "_softmax", "softmax", "exp", "logsumexp"),
     "copies and fills": (
-        "copy_",
-        "cat",
-        "index",
-        "fill_",
-        "zero_",
-        "gather",
-        "scatter",
-        "clone",
-        "contiguous",
+        *("copy_", "cat", "index", "fill_", "zero_", "gather", "scatter", "clone", "contiguous"),
         "repeat",
     ),
 }

@@ -32,17 +32,8 @@ TERMS = dict(
     num_principles=K, lambda_sami=0.5, lambda_ot=1.0, ot_layers=[1, -1], ot_budget=1e-3, ot_points=12
 )
 METRICS = (
-    "loss",
-    "loss/grpo",
-    "loss/sami",
-    "loss/ot",
-    "sami/row_bound",
-    "sami/column_bound",
-    "ot/divergence",
-    "reward",
-    "reward_std",
-    "frac_reward_zero_std",
-    "grad_norm",
+    *("loss", "loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound"),
+    *("ot/divergence", "reward", "reward_std", "frac_reward_zero_std", "grad_norm"),
 )
 
 

@@ -54,15 +54,8 @@ def test_imports_only_go_down(path):
 @pytest.mark.parametrize("path", sorted((LIBRARY / "method").glob("*.py")), ids=lambda path: path.name)
 def test_equations_need_nothing_but_arithmetic(path):
     standard = {
-        "__future__",
-        "collections",
-        "dataclasses",
-        "functools",
-        "itertools",
-        "math",
-        "re",
-        "typing",
-        "warnings",
+        *("__future__", "collections", "dataclasses", "functools", "itertools", "math", "re"),
+        *("typing", "warnings"),
     }
     outside = {name.split(".")[0] for name in imports(path)} - ARITHMETIC - standard - {"enigma"}
     assert not outside

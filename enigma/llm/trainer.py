@@ -39,13 +39,9 @@ from enigma.method.infonce import mutual_information_bounds, pointwise_mutual_in
 
 # What this class relies on inside TRL. A test holds their signatures, so that a new release fails there.
 TRL_METHODS = (
-    "_get_train_sampler",
-    "_get_eval_sampler",
-    "_prepare_inputs",
-    "_generate_and_score_completions",
-    "_generate_single_turn",
-    "_get_per_token_logps_and_entropies",
-    "_compute_loss",
+    *("_get_train_sampler", "_get_eval_sampler", "_prepare_inputs"),
+    *("_generate_and_score_completions", "_generate_single_turn"),
+    *("_get_per_token_logps_and_entropies", "_compute_loss"),
 )
 
 

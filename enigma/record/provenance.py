@@ -8,21 +8,8 @@ import subprocess
 from pathlib import Path
 
 PACKAGES = (
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "scikit-dimension",
-    "POT",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "lm-eval",
-    "matplotlib",
-    "seaborn",
+    *("numpy", "scipy", "pandas", "scikit-learn", "scikit-dimension", "POT", "torch"),
+    *("transformers", "trl", "peft", "accelerate", "datasets", "lm-eval", "matplotlib", "seaborn"),
     "pydantic",
 )
 

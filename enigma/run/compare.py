@@ -23,36 +23,15 @@ from enigma.stages import all_stages
 REPRODUCED, DIFFERS, NOT_COMPARABLE = "reproduced", "differs", "not comparable"
 # Columns that name a row; rows are matched by those that a table has.
 KEYS = (
-    "level",
-    "name",
-    "span",
-    "arm",
-    "seed",
-    "set",
-    "versus",
-    "task",
-    "part",
-    "metric",
-    "measure",
-    "layer",
-    "principle",
-    "condition",
-    "id",
-    "outcome",
-    "what",
-    "step",
+    *("level", "name", "span", "arm", "seed", "set", "versus", "task", "part", "metric", "measure"),
+    *("layer", "principle", "condition", "id", "outcome", "what", "step"),
 )
 # Rows of these tables are named by what was drawn or chosen, or are of a machine.
 EXACT = ("setting",)
 AGREE = 0.95  # share of a table's intervals that must meet
 UNMATCHED = (
-    "training_groups",
-    "projection",
-    "transcripts",
-    "benchmark_speed",
-    "selection",
-    "selection_stability",
-    "prediction_points",
+    *("training_groups", "projection", "transcripts", "benchmark_speed", "selection"),
+    *("selection_stability", "prediction_points"),
 )
 
 

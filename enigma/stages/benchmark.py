@@ -253,16 +253,8 @@ def adherence(items: pd.DataFrame) -> pd.DataFrame:
         table.loc["all", ["low", "high"]] = whole.low, whole.high
         rows.append(table.reset_index().assign(arm=arm, seed=seed, metric=metric))
     columns = [
-        "arm",
-        "seed",
-        "metric",
-        "principle",
-        "under_principle",
-        "under_antithesis",
-        "mean",
-        "low",
-        "high",
-        "pairs",
+        *("arm", "seed", "metric", "principle", "under_principle", "under_antithesis", "mean"),
+        *("low", "high", "pairs"),
     ]
     table = pd.concat(rows) if rows else pd.DataFrame(columns=columns)
     return table[columns].astype({"seed": "Int64"}).reset_index(drop=True)

@@ -254,11 +254,7 @@ def joint_improvement(tables: Tables) -> Finding:
 
     kinds = {
         "reasoning": [
-            "enigma_knowledge",
-            "enigma_reasoning",
-            "arc_easy",
-            "arc_challenge",
-            "piqa",
+            *("enigma_knowledge", "enigma_reasoning", "arc_easy", "arc_challenge", "piqa"),
             "hellaswag",
         ],
         "truthfulness": ["enigma_truthfulness", "truthfulqa_mc1", "truthfulqa_mc2"],
@@ -338,20 +334,8 @@ def encodes(tables: Tables) -> Finding:
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 COLUMNS = [
-    "id",
-    "claim",
-    "source",
-    "measure",
-    "value",
-    "low",
-    "high",
-    "units",
-    "over",
-    "detectable",
-    "verdict",
-    "rule",
-    "paper",
-    "note",
+    *("id", "claim", "source", "measure", "value", "low", "high", "units", "over", "detectable"),
+    *("verdict", "rule", "paper", "note"),
 ]
 
 
