@@ -215,7 +215,9 @@ class Geometry(Section):
     subspace: Count
     permutations: Annotated[int, Field(ge=19, lt=2**31)]  # fewer could never give p <= 0.05
     batch_size: Count
-    infomec: bool = False  # also modularity, compactness and explicitness of what being told a principle does
+    infomec: bool = (
+        False  # also modularity, compactness and explicitness of what a principle in the prompt does
+    )
 
 
 class Seeds(Section):

@@ -92,7 +92,7 @@ plt.show()
 #
 # The mean logarithm of the posterior above that of guessing, as a share of all there is to know. 1: the text gives its principle away.
 # 0: it says nothing. Measured before training, it says which principles a model's reasoning can carry at all. Here the whole completion
-# is read; stage 1 reads the reasoning alone. What a principle is told apart from matters too: SI is of a principle *among others*.
+# is read; stage 1 reads the reasoning alone. What a principle is compared with matters too: SI is of a principle *among others*.
 #
 # $$SI = \frac{I(Y; C \mid X)}{\log K} \tag{11}$$
 

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 1. Which principles does a chain of thought carry?
 #
-# **Question.** An organisation has principles such as "be brief" or "weigh who could be harmed". Tell a model to follow one.
-# Can you see in what it writes which one it was told? If not, training on that principle has nothing to hold on to.
+# **Question.** An organisation has principles such as "be brief" or "weigh who could be harmed". Ask a model to follow one.
+# Can you see in what it writes which one it was? If not, training on that principle has nothing to hold on to.
 #
 # **How it is measured.** The untrained model answers questions $x$ under each of $K$ principles $c_1 \dots c_K$. Every completion $y_i$ is
 # scored under all of them, and Bayes' rule says how likely it is that it was written under $c_k$:

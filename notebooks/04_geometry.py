@@ -20,7 +20,7 @@
 # *displacement* as a share of the state's norm, and the shape of the cloud, such as its *effective rank* (eq. 18: how many directions it
 # really uses).
 #
-# Then the paper's own picture, *principles as directions*. Being told a principle moves the untrained model's states; does training move them
+# Then the paper's own picture, *principles as directions*. A principle in the prompt moves the untrained model's states; does training move them
 # the same way? With $P$ the projection on the directions of the arm's principles, and $D_i$ the displacement of prompt $i$, the share is
 #
 # $$\frac{\sum_i \Vert P D_i \Vert^2}{\sum_i \Vert D_i \Vert^2} \tag{22}$$
@@ -49,7 +49,7 @@ figures.make(experiment, results, "fig7_geometry")
 # drawn; the caption names them.
 #
 # Each arm's displacement along its own principles (points) against as many principles drawn from the pool (band). Only points above the band
-# say that training followed *these* principles; inside the band it followed what being told any principle does.
+# say that training followed *these* principles; inside the band it followed what any principle in the prompt does.
 
 # %%
 figures.make(experiment, results, "fig8_directions")

@@ -54,7 +54,7 @@ def fig5_benchmarks(profile, benchmarks, differences):
     return drawn, (
         "Left: accuracy of every model on the same items, with 95 % intervals (Wilson); dotted: guessing. Right: the margin of the "
         "right answer against the untrained model's, paired by item, 95 % over items, or over seeds where there are several. "
-        "Insensitive: the untrained model cannot be told from guessing, so the task judges nothing."
+        "Insensitive: the untrained model does no better than guessing, so the task judges nothing."
     )
 
 

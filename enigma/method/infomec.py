@@ -1,4 +1,4 @@
-"""InfoMEC: are sources of variation told apart by the dimensions of a representation? Source: arXiv 2305.18378.
+"""InfoMEC: are sources of variation kept apart by the dimensions of a representation? Source: arXiv 2305.18378.
 
 Of NMI_ij = I(s_i; z_j) / H(s_i) for m sources and d active dimensions, each in [0, 1]:
 

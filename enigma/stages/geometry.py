@@ -71,8 +71,8 @@ CAPTIONS = {
     "the other arms', for the test that permutes sets.",
     "projection": "Displacement of each prompt's mean state, and the principle directions themselves, on the two leading "
     "axes of the arm's principle span, in units of the untrained states' root mean square norm.",
-    "infomec": "Where the profile asks for it: modularity, compactness and explicitness (arXiv 2305.18378) of what being told a "
-    "principle does to the last layer's states, on their leading principal axes, each question's own mean taken away; each "
+    "infomec": "Where the profile asks for it: modularity, compactness and explicitness (arXiv 2305.18378) of what a "
+    "principle in the prompt does to the last layer's states, on their leading principal axes, each question's own mean taken away; each "
     "principle of the set is a source. Null: principles permuted within questions; null_high its 95 % quantile. Rows ending in "
     "_base are the untrained model's.",
 }
