@@ -1,7 +1,8 @@
 """Bad input of every kind: status 2, one line that says where, what, what else was expected and what to do, in no time,
 and nothing written.
 
-A row of the table: a name, what to put in place (a function that returns the command line), words of the message.
+A row of the table: a name, what to put in place (a function that returns the command line), words of the message. What
+else a profile, a pool or a file of questions may not say is in the tests of their readers.
 """
 
 import copy
@@ -182,7 +183,6 @@ def task(content):
 
 MC = {"choices": ["a", "b"], "labels": [1, 0]}
 GOOD_POOL = [{"name": "a", "text": "Be brief."}, {"name": "b", "text": "Be kind."}]
-HUB = {"source": "hub", "id": "some/model", "revision": "main", "dtype": "float32"}
 TRUTHFULQA = "truthfulqa/multiple_choice.jsonl"
 
 CASES = [
@@ -193,27 +193,8 @@ CASES = [
     ("a name too long for the system", given("check", "x" * 5000 + ".yaml"), "no such file"),
     ("a null character", given("check", "a\0b.yaml"), "no such file"),
     ("empty", text(""), "mine.yaml", "found null", "a mapping"),
-    ("not YAML", text("a: [1,\n"), "line 2"),
-    ("a Word file", text(b"PK\x03\x04\xff\xfe"), "byte 4 is not UTF-8"),
-    ("UTF-16", text("name: a".encode("utf-16")), "not UTF-8"),
-    ("a tab", text("a:\n\tb: 1\n"), "line 2"),
-    ("a key twice", text("name: a\nname: b\n"), "'name' is given twice"),
-    ("an alias", text("a: &a [1]\nb: [*a, *a]\n"), "aliases"),
-    ("a Python object", text("a: !!python/object/apply:os.system [ls]\n"), "line 1"),
-    ("an impossible date", text("a: 2024-13-45\n"), "not valid YAML"),
-    ("deep nesting", text("[" * 20_000), "too deeply nested"),
-    ("a huge file", text("#" * 1_000_000), "larger than 100 kB"),
     ("a strange key", key("a\nb\x1b[31m\u202e", 1), r"mine.yaml: 'a\nb\x1b[31m\u202e': unknown key"),
-    ("an unknown key", key("trainer.max_step", 3), "trainer.max_step", "did you mean max_steps?"),
     ("an unknown key of an arm called set", key("arms.set", {"sett": 1}), "arms.set"),
-    ("an unknown section", key("seed", 1), "seed: unknown key", "did you mean seeds?"),
-    ("text for a number", key("trainer.max_steps", "24"), "trainer.max_steps: found '24'", "a valid integer"),
-    (
-        "not a number",
-        key("trainer.learning_rate", float("nan")),
-        "trainer.learning_rate: found nan",
-        "finite",
-    ),
     ("a number without end", text(f"name: {10**4000}"), "mine.yaml: name: found 1000"),
     (
         "more steps than there are",
@@ -222,20 +203,16 @@ CASES = [
         "less than",
     ),
     ("a launcher", key("trainer.launcher", "bash -c 'touch x'"), "trainer.launcher: unknown key", "--launch"),
-    ("a negative seed", key("seeds.data", -1), "seeds.data: found -1", "greater than or equal to 0"),
     ("a lone surrogate", text('name: "\\ud800"\n'), "name: found '\\ud800'"),
-    ("a name that climbs", key("name", "../smoke"), "name: found '../smoke'", "matches"),
     ("an absolute name", key("name", "/smoke"), "name: found '/smoke'", "matches"),
     ("an arm that climbs", key("arms", {"../x": SMOKE["arms"]["grpo"]}), "../x", "matches"),
     ("a task that climbs", key("benchmarks.tasks", ["../x"]), "benchmarks.tasks.0: found '../x'", "matches"),
-    ("a split matched set", key("trainer.per_device_train_batch_size", 12), "found 12", "2 x 4 = 8"),
     (
         "sets too large",
         key("principles.set_size", 9),
         "principles.set_size: found 9",
         "half of the pool's 16",
     ),
-    ("a branch for a revision", key("model", HUB), "model.revision: found 'main'", "[0-9a-f]{40}"),
     (
         "another user's home",
         key("principles.pool", "~nobody-at-all/p.yaml"),
@@ -263,52 +240,23 @@ CASES = [
         "'nowhere.yaml': no such file",
         "a built-in pool (default)",
     ),
-    ("pool: a list", pool("- a\n- b\n"), "pool.yaml: found a list"),
-    ("pool: empty list", pool("principles: []\n"), "the list is empty"),
     (
         "pool: one principle",
         pool(GOOD_POOL[:1], "pool.yaml", "--profile", "smoke"),
         "found 1 principle",
         "at least 2",
     ),
-    ("pool: no text", pool([{"name": "a"}]), "entry 1 ('a'): text: missing", "add it"),
     (
         "pool: a name that climbs",
         pool([{"name": "../a", "text": "Be brief."}]),
         "entry 1 ('../a'): name: found",
     ),
-    ("pool: read as missing", pool([{"name": "nan", "text": "Be brief."}]), "none of nan", "rename"),
-    (
-        "pool: twice the same",
-        pool([GOOD_POOL[0], {"name": "b", "text": "be BRIEF."}]),
-        "text: the same as entry 1",
-    ),
     ("pool: a forged turn", pool([{"name": "a", "text": "<|im_end|>"}]), "chat-template token '<|im_end|>'"),
-    ("pool: a format tag", pool([{"name": "a", "text": "Say </answer>."}]), "format tag </answer>"),
-    ("pool: a text too long", pool([{"name": "a", "text": "x" * 501}]), "501 characters", "at most 500"),
-    ("pool: Latin-1", pool("principles: [{name: a, text: é}]".encode("latin-1")), "not UTF-8"),
-    ("pool: a huge file", pool("#" * 300_000), "larger than 200 kB"),
     # -- questions
     ("questions: broken JSON", questions(b'{"question": "A?"}\n{"question": "B?"\n'), "line 2: broken JSON"),
-    ("questions: not an object", questions(b'["A?"]\n'), "line 1: found list"),
-    ("questions: no question", questions(b'{"text": "A?"}\n'), 'line 1: "question" is missing'),
-    ("questions: Latin-1", questions(b'{"question": "caf\xe9?"}\n'), "line 1: byte 17 is not UTF-8"),
-    ("questions: UTF-16", questions('{"question": "A?"}'.encode("utf-16")), "not UTF-8"),
-    (
-        "questions: duplicates",
-        questions(b'{"question": "A?"}\n{"question": "a?"}\n'),
-        "line 2: the same question as line 1",
-    ),
     ("questions: a huge line", questions(b'{"question": "' + b"x" * 9_000_000 + b'"}'), "line 1: too long"),
     ("questions: no line ends", questions(b"x" * 30_000_000), "line 1: too long"),
     ("questions: a forged turn", questions(b'{"question": "<start_of_turn>user"}'), "chat-template token"),
-    (
-        "questions: a bad role",
-        questions(b'{"question": "A?", "role": "test"}'),
-        "'test'",
-        "train, select, heldout",
-    ),
-    ("questions: none", questions(b"\n"), "found no questions", "add some"),
     (
         "questions: too few",
         questions(b'{"question": "A?", "role": "train"}'),

@@ -1,7 +1,8 @@
 """The paper profile on stand-ins: Gemma 3's architecture and template conventions, CoT-Collection's columns."""
 
+from copy import deepcopy
+
 import pytest
-import torch
 
 from enigma.llm.prompts import encode, messages
 from enigma.profile import load_profile
@@ -20,37 +21,9 @@ GEMMA = (
 )
 
 
-@pytest.fixture
-def gemma(tmp_path, toy_tokenizer):
-    """A folder with a tiny random Gemma 3 whose layers alternate between sliding and full attention."""
-    from copy import deepcopy
-
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
+def test_the_system_message_goes_into_the_first_user_turn(toy_tokenizer):
     tokenizer = deepcopy(toy_tokenizer)
     tokenizer.bos_token, tokenizer.chat_template = "<pad>", GEMMA
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=8,
-        sliding_window=24,
-        layer_types=["sliding_attention", "full_attention"],
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    Gemma3ForCausalLM(config).save_pretrained(tmp_path / "gemma")
-    tokenizer.save_pretrained(tmp_path / "gemma")
-    return tmp_path / "gemma", tokenizer
-
-
-def test_the_system_message_goes_into_the_first_user_turn(gemma):
-    _, tokenizer = gemma
     text = tokenizer.decode(encode(tokenizer, messages("why?", "be brief")))
     assert text.count("<start_of_turn>user") == 2 and text.count("<start_of_turn>model") == 2
     assert text.index("Write nothing else.") < text.index("<start_of_turn>model")
@@ -109,7 +82,6 @@ def test_the_paper_profile_fits_its_gpu_and_up_to_eight_processes():
     assert cost.memory_gb < costs.GPU_GB / 4
     kept = costs.step(SHAPE, trainer(gradient_checkpointing=False), sami=True)
     assert kept.memory_gb > costs.GPU_GB / 4, "checkpointing is what makes it small"
-    assert cost.dollars == pytest.approx(cost.gpu_hours * costs.GPU_PRICE)
     for processes in (1, 2, 4, 8):
         jobs.share(profile.trainer, processes)
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from enigma.errors import InputError
-from enigma.profile import BUILTIN, builtin_names, load_profile
+from enigma.profile import BUILTIN, load_profile
 from enigma.run.costs import sizes
 
 CPU = (BUILTIN / "cpu.yaml").read_text(encoding="utf-8")
@@ -41,10 +41,6 @@ def test_built_in_profiles_are_valid_and_named_after_their_file(name):
     assert profile.text == text
 
 
-def test_no_other_built_in_profile():
-    assert builtin_names() == ["cpu", "gpu", "neighbours", "night", "paper", "probe", "smoke", "study"]
-
-
 def test_importing_and_loading_loads_no_model_library():
     code = (
         "import sys; from enigma.profile import load_profile; load_profile('paper');"
@@ -62,63 +58,40 @@ def test_a_number_without_a_point_before_its_exponent_is_a_number():
 WRONG = [
     ("trainer.max_steps", "24", "integer"),
     ("trainer.max_steps", 0, "greater than or equal to 1"),
-    ("trainer.max_steps", True, "integer"),
-    ("trainer.max_steps", 2.5, "integer"),
     ("trainer.max_steps", None, "integer"),
     ("trainer.max_steps", REMOVED, "missing"),
     ("trainer.learning_rate", "fast", "number"),
-    ("trainer.learning_rate", 0.0, "greater than 0"),
     ("trainer.learning_rate", float("nan"), "finite"),
-    ("trainer.learning_rate", float("inf"), "finite"),
     ("trainer.num_generations", 1, "greater than or equal to 2"),
     ("trainer.beta", -0.1, "greater than or equal to 0"),
     ("trainer.sami_span", "answer", "'completion' or 'reasoning'"),
-    ("trainer.ot_layers", [], "at least 1 item"),
     ("trainer.ot_layers", [-1, -1], "each value once"),
-    ("trainer.ot_epsilon", 0, "greater than 0"),
     ("trainer.zero_spread", "ignore", "'error' or 'report'"),
     ("trainer.lora.dropout", 1.0, "less than 1"),
     ("trainer.lora.dropout", 0.1, "expected 0"),
-    ("trainer.lora.target_modules", [], "at least 1 item"),
     ("trainer.lora", 16, "a valid dictionary"),
     ("trainer.per_device_train_batch_size", 12, "2 x 4 = 8"),
-    ("trainer.num_principles", 0, "greater than or equal to 1"),
-    ("model", REMOVED, "missing"),
     ("model.source", "web", "'embedded', 'random', 'hub' or 'local'"),
     ("model.dtype", "float16", "'float32' or 'bfloat16'"),
     ("model.id", "some/model", "null where model.source is embedded"),
     ("model.revision", "main", "[0-9a-f]{40}"),
     ("prompts.placement", "user", "'system', 'question' or 'restated'"),
-    ("prompts.demonstration", "yes", "boolean"),
     ("questions.path", "questions.jsonl", "null where questions.source is builtin"),
-    ("principles.set_size", 1, "greater than or equal to 2"),
     ("principles.pool", "nowhere.yaml", "does not exist"),
-    ("sufficiency.questions", 1, "greater than or equal to 2"),
-    ("sufficiency.echo", -1, "greater than or equal to 0"),
     ("arms", {}, "at least 1 item"),
-    ("arms", [], "a valid dictionary"),
     ("arms.Base!", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "[a-z0-9_]"),
     ("arms.base", {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}, "another name"),
     ("arms.grpo.set", "middle", "'high' or 'low', or a number between 0 and 1"),
     ("arms.grpo.set", 1.0, "a number between 0 and 1"),
-    ("arms.grpo.set", 0.0, "a number between 0 and 1"),
-    ("arms.grpo.set", "half", "a number between 0 and 1"),
     ("arms.grpo.set", True, "a number between 0 and 1"),
-    ("arms.grpo.set", ["high"], "a number between 0 and 1"),
-    ("arms.grpo.lambda_sami", -1.0, "greater than or equal to 0"),
     ("arms.grpo.lambda_smai", 0.1, "did you mean lambda_sami?"),
-    ("benchmarks.tasks", [], "at least 1 item"),
     ("benchmarks.tasks", ["gsm8k", "gsm8k"], "each value once"),
-    ("benchmarks.limit", 0, "greater than or equal to 1"),
     ("geometry.permutations", 5, "greater than or equal to 19"),
     ("geometry.subspace", 32, "less than geometry.prompts"),
     ("seeds.runs", [], "at least 1 item"),
     ("seeds.runs", [0, 0], "each value once"),
-    ("seeds.data", -1, "greater than or equal to 0"),
     ("name", "../cpu", "text that matches"),
-    ("name", "CPU profile", "text that matches"),
     ("trainer.max_step", 3, "did you mean max_steps?"),
-    ("trainer.lora.rank", 3, "unknown key"),
     ("seed", 3, "unknown key"),
 ]
 

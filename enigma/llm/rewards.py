@@ -239,26 +239,8 @@ def _untagged(text: str | None) -> str:
     return text.strip()
 
 
-@reward("semantic")
-def _semantic(context: Context) -> SemanticReward:
-    return SemanticReward(context.principles, context.device)
-
-
-@reward("following")
-def _following(context: Context) -> FollowingReward:
-    return FollowingReward(context.tokenizer, context.reference, **context.style)
-
-
-@reward("semantic_reference")
-def _semantic_reference(context: Context) -> ReferenceReward:
-    return ReferenceReward(context)
-
-
-@reward("semantic_reference_shuffled")
-def _semantic_reference_shuffled(context: Context) -> ShuffledReward:
-    return ShuffledReward(ReferenceReward(context), context.seed)
-
-
-@reward("salmon")
-def _salmon(context: Context) -> SalmonReward:
-    return SalmonReward(context)
+reward("semantic")(lambda context: SemanticReward(context.principles, context.device))
+reward("following")(lambda context: FollowingReward(context.tokenizer, context.reference, **context.style))
+reward("semantic_reference")(ReferenceReward)
+reward("semantic_reference_shuffled")(lambda context: ShuffledReward(ReferenceReward(context), context.seed))
+reward("salmon")(SalmonReward)

@@ -21,12 +21,11 @@ class Bounds(NamedTuple):
 
 
 class InfoNCETerms(NamedTuple):
-    """For each completion, (N,) in nats: the two losses, the column bound, and its largest possible value."""
+    """For each completion, (N,) in nats: the two losses, and the column bound."""
 
     row: Tensor
     column: Tensor
     column_bound: Tensor
-    column_limit: Tensor
 
 
 def sami_loss(scores: Tensor, source: Tensor) -> Tensor:
@@ -99,7 +98,6 @@ def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:
         row=-torch.log_softmax(scores, dim=1)[n, source],
         column=column,
         column_bound=limit + own - torch.logaddexp(own, marginal + draws.log()),
-        column_limit=limit,
     )
 
 

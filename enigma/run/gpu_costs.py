@@ -1,4 +1,4 @@
-"""Time, memory and price of training on GPUs, by a stated model. Arithmetic only: no GPU was measured for it.
+"""Time and memory of training on GPUs, by a stated model. Arithmetic only: no GPU was measured for it.
 
 A step samples B = sets x K x G completions of T tokens after prompts of P tokens, looks at them under the reference, and
 takes the policy forward and backward. With N parameters a token costs 2N operations forward and 2N backward, because
@@ -21,7 +21,6 @@ TRAFFIC_UTILISATION = 0.50  # of the bandwidth, while sampling
 LAYER_SECONDS = 1.0e-3  # for one layer and one new token, without compiled graphs
 LINK_BANDWIDTH = 200e9  # bytes per second that a GPU gathers from the others of its machine
 OVERHEAD_SECONDS = 2.0  # a step's rewards, Sinkhorn solves, logging
-GPU_PRICE = 3.0  # US dollars an hour
 PROMPT_TOKENS = 400  # instruction, demonstration, question and principle
 ITEM_TOKENS = 800  # a benchmark item with all its choices
 RUNTIME_GB = 3.0  # context, allocator, kernels
@@ -134,7 +133,6 @@ class Cost(NamedTuple):
 
     gpu_hours: float
     memory_gb: float
-    dollars: float
 
 
 def total(profile, shape: Shape, selected: int, items: int) -> Cost:
@@ -155,4 +153,4 @@ def total(profile, shape: Shape, selected: int, items: int) -> Cost:
     selection += 2 * shape.parameters * selected * spec.max_tokens * columns / rate
     judging = items * ITEM_TOKENS * 2 * shape.parameters / rate
     hours = (training + selection + judging) / 3600
-    return Cost(hours, max(one.memory_gb for one in steps), hours * GPU_PRICE)
+    return Cost(hours, max(one.memory_gb for one in steps))
