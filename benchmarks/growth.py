@@ -222,11 +222,12 @@ def draw(found: dict, path: Path) -> None:
     import matplotlib
     import matplotlib.pyplot as plt
     import pandas as pd
-    from enigma.figures.all import STYLE
+
+    from enigma.figures.style import SETTINGS
 
     frame = pd.DataFrame(found["rows"])
-    with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(7.0, 4.6), layout="constrained")
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = plt.subplots(2, 3, figsize=(7.0, 4.6))
         for axis, (varied, label) in zip(axes.flat, LABELS.items(), strict=False):
             part = frame[frame.varied == varied]
             x = part.parameters / 1e6 if varied == "width" else part[varied]

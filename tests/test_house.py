@@ -1,6 +1,8 @@
 """The rooms of the library: imports only go down, and what is public is there."""
 
 import ast
+import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,21 @@ def test_equations_need_nothing_but_arithmetic(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(LIBRARY).as_posix())
 def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_what_is_imported_late_is_there():
+    """An import inside a function fails only where it is called."""
+    for path in [
+        *MODULES,
+        *(LIBRARY.parent / "benchmarks").glob("*.py"),
+        *(LIBRARY.parent / "scripts").glob("*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("enigma."):
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    there = hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}")
+                    assert there, f"{path.name}: {node.module}.{name.name}"
 
 
 def test_public_names_are_there():

@@ -1,7 +1,6 @@
 """The format reward against an independent statement of the format, and its bounds on any text."""
 
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -103,18 +102,6 @@ def test_repeating_never_pays():
 def test_reasoning_span(text, span):
     start, end = reasoning_span(text)
     assert text[start:end] == span
-
-
-def test_time_is_linear_in_adversarial_text():
-    def seconds(text):
-        began = time.perf_counter()
-        graded_format(text), strict_format(text), reasoning_span(text)
-        return time.perf_counter() - began
-
-    for unit in ["<reasoning", "<", "</answer", " ", "<reasoning> ", GOOD]:
-        # A quadratic scan of 4 million characters would take hours.
-        assert seconds(unit * (4_000_000 // len(unit))) < 2.0
-    assert seconds(f"<reasoning>{' ' * 4_000_000}</reasoning>{' ' * 4_000_000}<answer>") < 2.0
 
 
 def test_trl_convention():

@@ -45,7 +45,8 @@ def fig5_benchmarks(profile, benchmarks, differences):
     for y, task in enumerate(tasks):
         chance = scored[scored["task"] == task]["chance"].mean()
         left.plot([chance] * 2, [y - 0.4, y + 0.4], color=GREY, lw=1, ls=":")
-    left.set_yticks(range(len(tasks)), [_named(task, sensitive) for task in tasks])
+    marks = ["" if task in sensitive else "\n(insensitive)" for task in tasks]
+    left.set_yticks(range(len(tasks)), [t.removeprefix("enigma_") + m for t, m in zip(tasks, marks)])
     left.set(xlabel="accuracy", xlim=(0, 1))
     right.set_xlabel("margin, arm - untrained (nats per character)")
     zero(right)
@@ -63,10 +64,6 @@ def _wilson(rows: pd.DataFrame) -> pd.DataFrame:
 
     low, high = proportion_confint(rows["value"] * rows["n"], rows["n"], method="wilson")
     return rows.assign(low=low, high=high)
-
-
-def _named(task: str, sensitive: set[str]) -> str:
-    return task.removeprefix("enigma_") + ("" if task in sensitive else "\n(insensitive)")
 
 
 def _margins(paired: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ nothing else is trained. `muon`: torch.optim.Muon without weight decay, as AdamW
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,11 +50,10 @@ class Scion(torch.optim.Optimizer):
         return loss
 
 
-def _muon(params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Muon(params, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-
-
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"scion": Scion, "muon": _muon}
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "scion": Scion,
+    "muon": partial(torch.optim.Muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+}
 
 
 def build(name: str, model, lr: float) -> torch.optim.Optimizer | None:

@@ -34,13 +34,10 @@ def _is_number(text: str) -> bool:
     return text == text.strip()
 
 
-def _escaped(value):
-    return escape_cell(value) if isinstance(value, str) else value
-
-
 def csv_text(frame: pd.DataFrame) -> str:
     """`frame` as CSV without its index: escaped text, six significant digits, empty cells for missing values."""
-    shown = frame.map(_escaped).rename(columns=lambda name: escape_cell(str(name)))
+    shown = frame.map(lambda cell: escape_cell(cell) if isinstance(cell, str) else cell)
+    shown = shown.rename(columns=lambda name: escape_cell(str(name)))
     return shown.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 

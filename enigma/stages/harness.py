@@ -41,6 +41,7 @@ def evaluate(
     all. Raises InputError as `check_tasks` does.
     """
     from lm_eval.evaluator import evaluate as harness
+    from transformers import set_seed
 
     with quiet():
         task = load_tasks([name], seed)[name]
@@ -53,7 +54,7 @@ def evaluate(
         )
         task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
         task.set_fewshot_seed(seed)
-        _seed_all(seed)
+        set_seed(seed)
         key = task.config.task
         found = harness(
             lm,
@@ -184,11 +185,3 @@ def _language_model() -> type:
             return [(found[place], False) for place in range(len(requests))]
 
     return LanguageModel
-
-
-def _seed_all(seed: int) -> None:
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

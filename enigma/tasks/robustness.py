@@ -53,8 +53,8 @@ CONDITIONS = {
 
 def documents() -> list[dict]:
     """One document for each item and condition: item (its number), condition, prompt, choices, gold."""
-    folder = Path(__file__).parent
-    lines = [line for name in ("knowledge", "reasoning") for line in _lines(folder / f"{name}.jsonl")]
+    files = [Path(__file__).with_name(f"{name}.jsonl") for name in ("knowledge", "reasoning")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [
         {
             "item": number,
@@ -66,10 +66,6 @@ def documents() -> list[dict]:
         for number, item in enumerate(map(json.loads, lines[::EVERY]))
         for condition, make in CONDITIONS.items()
     ]
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 def example(item: int) -> str:
