@@ -62,6 +62,4 @@ def test_without_extra_terms_it_is_trl(tmp_path, other_model, toy_tokenizer):
 
 
 def test_gradient_accumulation_gives_the_same_update(tmp_path, other_model, toy_tokenizer):
-    test_trainer.test_gradient_accumulation_gives_the_same_update(
-        tmp_path, other_model, toy_tokenizer, lora=True
-    )
+    test_trainer.test_gradient_accumulation_gives_the_same_update(tmp_path, other_model, toy_tokenizer, True)

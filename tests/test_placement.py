@@ -5,15 +5,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig
-from test_trainer import reward, rows, settings
+from test_trainer import enigma, lora, settings
 from transformers import TrainingArguments
 
 from enigma.llm.callbacks import Probe
 from enigma.llm.config import EnigmaConfig
 from enigma.llm.matched import sample_and_score
 from enigma.llm.states import StateReader
-from enigma.llm.trainer import EnigmaTrainer
 from tests.pretend import DEVICE, Pretend, pretend_device
 
 STYLE = {"placement": "question", "demonstration": False}
@@ -64,15 +62,8 @@ def test_training(tmp_path, toy_model, toy_tokenizer, device):
         sami_span="reasoning",
         legibility_steps=1,
     )
-    trainer = EnigmaTrainer(
-        toy_model(),
-        reward,
-        config,
-        rows(),
-        processing_class=toy_tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
-        callbacks=[Probe(toy_tokenizer, STYLE, device)],
-    )
+    probe = Probe(toy_tokenizer, STYLE, device)
+    trainer = enigma(toy_tokenizer, toy_model(), config, peft_config=lora("q_proj"), callbacks=[probe])
     assert next(trainer.model.parameters()).device == device
     trainer.train()
     assert trainer.state.log_history[1]["ot/divergence"] > 0
