@@ -559,12 +559,8 @@ def test_notebook_parameters(call, word, place):
 @pytest.mark.parametrize(
     "name",
     [
-        "no such profile",
-        "pool: a forged turn",
-        "questions: broken JSON",
-        "model: truncated",
-        "ENIGMA_CACHE is a file",
-        "an unknown command",
+        *("no such profile", "pool: a forged turn", "questions: broken JSON", "model: truncated"),
+        *("ENIGMA_CACHE is a file", "an unknown command"),
     ],
 )
 def test_a_process_of_its_own_is_as_quick_and_loads_no_model_library(name, place):
