@@ -5,9 +5,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax, logsumexp
 
 from enigma.method import sufficiency as si
+from enigma.method.infonce import mutual_information_bounds
 
 
 def direct(own, read, members):
@@ -34,6 +36,20 @@ def test_sets_are_measured_by_their_equation(scale):
                 assert (found.information[s, q], found.weight[s, q]) == pytest.approx(
                     expected, abs=1e-8 * scale
                 )
+
+
+def test_the_index_is_the_information_as_a_share_and_its_plain_form_the_row_bound():
+    generator, k = np.random.default_rng(1), 4
+    scores, source = list(generator.normal(size=(3, 8, k)) * 2), [np.repeat(range(k), 2)] * 3
+    ratio = si.principle_information(scores)
+    index = ratio.information.sum(1) / ratio.weight.sum(1) / math.log(k)
+    assert si.sufficiency_index(scores) == pytest.approx(index)
+    # Of the whole pool it is that of its principles, each weighted by how much was written under it.
+    whole = ratio.information.sum() / ratio.weight.sum() / math.log(k)
+    assert si.set_sufficiency_index(scores, [range(k)]) == pytest.approx([whole])
+    plain = si.pooled(si.sampled_information(scores, source))
+    bounds = [mutual_information_bounds(torch.tensor(s), torch.tensor(o)).row for s, o in zip(scores, source)]
+    assert plain.information / plain.weight == pytest.approx(np.array(bounds))
 
 
 def test_a_pool_of_two_hundred_is_not_measured_one_set_at_a_time():
