@@ -25,6 +25,10 @@ FIXED = {
 }
 
 
+def _option(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class EnigmaConfig(GRPOConfig):
     """`trl.GRPOConfig` with the coefficients of the two extra terms (docs/method.md, eq. 5 to 7).
@@ -37,51 +41,32 @@ class EnigmaConfig(GRPOConfig):
             that they train, or weights that ZeRO-3 spreads over processes.
     """
 
-    importance_sampling_level: str = field(default="sequence", metadata={"help": "The GSPO ratio."})
-    loss_type: str = field(default="grpo", metadata={"help": "As in TRL."})
-    scale_rewards: str = field(
-        default="none", metadata={"help": "As in TRL. `none` is the Dr. GRPO advantage."}
-    )
-    num_principles: int = field(
-        default=2, metadata={"help": "K: prompts in a matched set, one for each principle. At least 2."}
-    )
-    lambda_sami: float = field(default=0.0, metadata={"help": "Coefficient of the symmetric InfoNCE term."})
-    sami_temperature: float = field(default=1.0, metadata={"help": "Divides the critic, nats per token."})
-    sami_span: str = field(
-        default="completion", metadata={"help": "Tokens the critic reads: `completion` or `reasoning`."}
-    )
-    lambda_ot: float = field(default=0.0, metadata={"help": "Coefficient of the Sinkhorn term."})
+    importance_sampling_level: str = _option("sequence", "The GSPO ratio: one for the whole completion.")
+    loss_type: str = _option("grpo", "As in TRL.")
+    scale_rewards: str = _option("none", "As in TRL. `none` is the Dr. GRPO advantage.")
+    num_principles: int = _option(2, "K: prompts in a matched set, one for each principle. At least 2.")
+    lambda_sami: float = _option(0.0, "Coefficient of the symmetric InfoNCE term.")
+    sami_temperature: float = _option(1.0, "Divides the critic, nats per token.")
+    sami_span: str = _option("completion", "Tokens the critic reads: `completion` or `reasoning`.")
+    lambda_ot: float = _option(0.0, "Coefficient of the Sinkhorn term.")
     ot_layers: list[int] = field(
         default_factory=lambda: [-1],
         metadata={"help": "Hidden states to bound, as indices into transformers' `hidden_states`."},
     )
-    ot_epsilon: float = field(
-        default=0.05, metadata={"help": "Entropic regularisation, in units of the reference's own mean cost."}
+    ot_epsilon: float = _option(0.05, "Entropic regularisation, in units of the reference's own mean cost.")
+    ot_budget: float = _option(0.0, "Drift that costs nothing. 0 is the plain regulariser.")
+    ot_points: int = _option(256, "Tokens of a matched set that enter the Sinkhorn term.")
+    drift: str = _option(
+        "sinkhorn",
+        "What `lambda_ot` bounds: `sinkhorn`, the divergence of the clouds, or `l2`, token by token.",
     )
-    ot_budget: float = field(
-        default=0.0, metadata={"help": "Drift that costs nothing. 0 is the plain regulariser."}
+    reference_steps: int = _option(
+        1,
+        "What is only logged costs a forward: the reference's view where neither `lambda_ot` nor `beta` needs it, "
+        "and the scores under other principles where `lambda_sami` is 0. They are taken every so many steps.",
     )
-    ot_points: int = field(
-        default=256, metadata={"help": "Tokens of a matched set that enter the Sinkhorn term."}
-    )
-    drift: str = field(
-        default="sinkhorn",
-        metadata={
-            "help": "What `lambda_ot` bounds: `sinkhorn`, the divergence of the clouds, or `l2`, token by token."
-        },
-    )
-    reference_steps: int = field(
-        default=1,
-        metadata={
-            "help": "What is only logged costs a forward: the reference's view where neither `lambda_ot` nor `beta` needs it, "
-            "and the scores under other principles where `lambda_sami` is 0. They are taken every so many steps."
-        },
-    )
-    legibility_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Every so many steps the row bound is also taken with the reference as critic. 0: never."
-        },
+    legibility_steps: int = _option(
+        0, "Every so many steps the row bound is also taken with the reference as critic. 0: never."
     )
 
     def __post_init__(self):

@@ -96,15 +96,7 @@ def sinkhorn_divergence(
 
 
 def solve_divergence(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    epsilon: float = 0.05,
-    scale: float | torch.Tensor | None = None,
-    *,
-    tol: float = 1e-8,
-    max_iter: int = 1000,
-    max_points: int = 1024,
-    seed: int = 0,
+    x, y, epsilon=0.05, scale=None, *, tol=1e-8, max_iter=1000, max_points=1024, seed=0
 ) -> Divergence:
     """`sinkhorn_divergence` with the solver's state beside the value, and no warning. Same arguments and errors."""
     _check_cloud("x", x)
