@@ -39,13 +39,13 @@ def table(profile, results) -> pd.DataFrame:
     frame = legibility.run(profile, results)["legibility"].drop(columns=["set", "k", "seed"])
     arms = [profile.arms.get(arm) for arm in frame.arm]
     frame.insert(1, "lambda_sami", [arm.lambda_sami if arm else np.nan for arm in arms])
-    frame.insert(2, "held_by", [_held_by(arm) if arm else "" for arm in arms])
+    frame.insert(2, "held_by", [held_by(arm) if arm else "" for arm in arms])
     frame.insert(3, "budget", [arm.ot_budget if arm and arm.lambda_ot else np.nan for arm in arms])
     frame.insert(4, "drift", frame.arm.map(drift))
     return frame
 
 
-def _held_by(arm) -> str:
+def held_by(arm) -> str:
     return "Sinkhorn" if arm.lambda_ot else "KL" if arm.beta else "none"
 
 

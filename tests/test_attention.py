@@ -9,22 +9,22 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gem
 
 from enigma.llm import flex, head
 from enigma.llm import packing as attention
-from enigma.llm.packing import NAME, Packing, _Join, _Split
-from enigma.llm.scoring import _pack, completion_logprobs
+from enigma.llm.packing import NAME, Join, Packing, Split
+from enigma.llm.scoring import completion_logprobs, pack
 
 
 def packing() -> Packing:
-    return _pack(*ragged(), [[0, 3], [2], [1, 4, 0]]).packing
+    return pack(*ragged(), [[0, 3], [2], [1, 4, 0]]).packing
 
 
 def test_split_and_join_are_inverse_and_their_gradients_exact():
     made = packing()
     x = torch.randn(len(made.line), 2, 3, dtype=torch.float64, requires_grad=True)
-    joined = _Join.apply(made, *_Split.apply(x, made))
+    joined = Join.apply(made, *Split.apply(x, made))
     torch.testing.assert_close(joined, x, rtol=0, atol=0)
-    assert torch.autograd.gradcheck(lambda t: _Split.apply(t, made), (x,))
-    parts = [part.detach().clone().requires_grad_() for part in _Split.apply(x, made)]
-    assert torch.autograd.gradcheck(lambda *levels: _Join.apply(made, *levels), parts)
+    assert torch.autograd.gradcheck(lambda t: Split.apply(t, made), (x,))
+    parts = [part.detach().clone().requires_grad_() for part in Split.apply(x, made)]
+    assert torch.autograd.gradcheck(lambda *levels: Join.apply(made, *levels), parts)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -194,7 +194,3 @@ def test_capped_attention_scores_are_refused():
     config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8)
     with pytest.raises(ValueError, match="caps attention scores"):
         completion_logprobs(Gemma2ForCausalLM(config), *ragged())
-
-
-def test_a_head_with_a_bias_is_not_replaced():
-    assert not head._is_plain(nn.Linear(4, 5).requires_grad_(False))

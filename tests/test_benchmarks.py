@@ -32,5 +32,5 @@ def test_the_interval_of_a_mean_holds_a_known_truth():
 
 def test_the_sweep_is_a_profile_and_names_what_holds_each_arm():
     profile = load_profile(Path(sweep.__file__).with_suffix(".yaml"))
-    assert {sweep._held_by(arm) for arm in profile.arms.values()} == set(sweep.HELD)
+    assert {sweep.held_by(arm) for arm in profile.arms.values()} == set(sweep.HELD)
     assert growth.VARIED.keys() == growth.BASE.keys()

@@ -97,7 +97,7 @@ def test_an_unfit_rewriting_is_shown_and_never_measured(text, reason):
     encoder = encoders.SemanticReward(SEEDS)
 
     def near(principle, texts):
-        return proposals._near(encoder, principle, texts)
+        return proposals.nearness(encoder, principle, texts)
 
     fits = {"Say QQ.": "special token"}.get
     found = propose(

@@ -28,7 +28,7 @@ def test_log_probabilities_are_those_of_lm_eval_at_any_batch_size(task, batch_si
         options = dict(
             tokenizer=toy_tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
         )
-        ours = harness._language_model()(pretrained=toy_model(), **options).loglikelihood(asked)
+        ours = harness.language_model()(pretrained=toy_model(), **options).loglikelihood(asked)
         theirs = HFLM(pretrained=toy_model(), **options).loglikelihood(asked)
     assert [found[0] for found in ours] == pytest.approx([found[0] for found in theirs], rel=1e-5)
 

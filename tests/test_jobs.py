@@ -137,9 +137,9 @@ def test_a_killed_rank_is_named(tmp_path):
         "[0]:\n  time      : now\n  host      : here\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 27)\n"
         "  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID 27\n"
     )
-    assert jobs._reason(tmp_path / "log", 1) == "rank 1 was ended by SIGKILL, and the other ranks with it"
+    assert jobs.why_ended(tmp_path / "log", 1) == "rank 1 was ended by SIGKILL, and the other ranks with it"
     (tmp_path / "log").write_text("\n")
-    assert jobs._reason(tmp_path / "log", 7) == "exit status 7: no output"
+    assert jobs.why_ended(tmp_path / "log", 7) == "exit status 7: no output"
 
 
 STARTER = """

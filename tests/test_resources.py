@@ -96,7 +96,7 @@ def test_the_tightest_control_group_decides(tmp_path):
     write(root, memory_stat="inactive_file 0")
     write(root / "user", memory_max=1000, memory_current=900, memory_stat="anon 5\ninactive_file 300")
     write(root / "user" / "job", memory_max="max", memory_current=500, memory_stat="inactive_file 0")
-    assert resources._control_groups(own, root) == [400]
+    assert resources.control_group_rooms(own, root) == [400]
 
 
 def test_a_container_that_sees_the_hosts_path_finds_its_own_limit(tmp_path):
@@ -108,8 +108,8 @@ def test_a_container_that_sees_the_hosts_path_finds_its_own_limit(tmp_path):
         memory_usage_in_bytes=500,
         memory_stat="total_inactive_file 50",
     )
-    assert resources._control_groups(own, root) == [1550]
-    assert resources._control_groups(tmp_path / "none", root) == []
+    assert resources.control_group_rooms(own, root) == [1550]
+    assert resources.control_group_rooms(tmp_path / "none", root) == []
 
 
 def test_memory_is_the_gpus_where_there_is_one(tmp_path, monkeypatch):

@@ -124,26 +124,23 @@ def test_pickled_weights_are_refused_and_never_opened(tmp_path, monkeypatch):
 # ---- nothing leaves its folder -------------------------------------------------------------------------------------
 
 ODD = [
-    "..",
-    "../x",
-    "a/../../x",
-    "/etc/x",
-    "a/b",
-    "a\\b",
-    "~",
-    "~/x",
-    "$HOME",
-    ".",
-    ".hidden",
-    "a\nb",
-    "a\0b",
-    "a b",
-    "ä",
-    "",
-    "CON:",
-    "-x",
-    "%2e%2e",
-    "x" * 300,
+    *(
+        "..",
+        "../x",
+        "a/../../x",
+        "/etc/x",
+        "a/b",
+        "a\\b",
+        "~",
+        "~/x",
+        "$HOME",
+        ".",
+        ".hidden",
+        "a\nb",
+        "a\0b",
+        "a b",
+    ),
+    *("ä", "", "CON:", "-x", "%2e%2e", "x" * 300),
 ]
 
 
@@ -232,14 +229,8 @@ def test_hostile_texts_do_nothing_in_a_browser(tmp_path):
     if CHROMIUM is None:
         pytest.skip("no browser here")
     results = Results(load_profile("smoke"), tmp_path)
-    claim = {
-        "id": "C1",
-        "claim": SCRIPT,
-        "measure": SCRIPT,
-        "verdict": SCRIPT,
-        "rule": SCRIPT,
-        "note": SCRIPT,
-    }
+    texts = ("claim", "measure", "verdict", "rule", "note")
+    claim = {"id": "C1"} | dict.fromkeys(texts, SCRIPT)
     claims = [claim | {"value": 1.0, "low": 0.0, "high": 2.0, "units": 3, "over": text} for text in HOSTILE]
     results.write_table("claims", pd.DataFrame(claims), SCRIPT, "05_report")
     shown = table(pd.DataFrame([HOSTILE], columns=HOSTILE, index=[HOSTILE[1]]), SCRIPT)._repr_html_()

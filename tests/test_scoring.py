@@ -12,7 +12,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from enigma.llm.scoring import _pack, completion_logprobs, shared_prefix
+from enigma.llm.scoring import completion_logprobs, pack, shared_prefix
 
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
 
@@ -100,7 +100,7 @@ def test_what_prompts_share_is_computed_once_and_nothing_changes(kind, lengths):
     beginning = ragged()[0][1]
     prompts = [torch.cat([beginning, torch.randint(3, 97, (n,), generator=generator)]) for n in lengths]
     completions = ragged()[1]
-    line = _pack(prompts, completions, [list(range(len(completions)))] * len(prompts)).packing.line
+    line = pack(prompts, completions, [list(range(len(completions)))] * len(prompts)).packing.line
     rests = sum(len(prompt) - 1 for prompt in prompts) - (len(prompts) - 1) * shared_prefix(
         [p.tolist() for p in prompts]
     )

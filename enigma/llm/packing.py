@@ -58,7 +58,7 @@ class Packing:
         """Queries (L, H, D), keys and values (L, H', D) of the line to (L, H, D), level by level."""
         if query.is_cuda and self.mask_cells > FLEX_CELLS and not options.get("dropout"):
             return flex.attend(self, query, key, value, window, options.get("scaling"))
-        levels = zip(*(_Split.apply(x, self) for x in (query, key, value)), strict=True)
+        levels = zip(*(Split.apply(x, self) for x in (query, key, value)), strict=True)
         keys = values = None
         made = []
         for level, mask in zip(levels, self.masks(window), strict=True):
@@ -68,7 +68,7 @@ class Packing:
                 for before, own in ((keys, key), (values, value))
             )
             made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
-        return _Join.apply(self, *made)
+        return Join.apply(self, *made)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(L, H, D) to the levels (n, longest, H, D), zero where a text is shorter."""
@@ -154,7 +154,7 @@ def _join(levels: Sequence[Tensor], packing: Packing) -> Tensor:
     return torch.cat([level.flatten(0, 1).index_select(0, cells) for level, cells in pairs])
 
 
-class _Split(torch.autograd.Function):
+class Split(torch.autograd.Function):
     """`_split`; autograd's own gradient of an index adds up rows one by one, though none comes twice."""
 
     @staticmethod
@@ -167,7 +167,7 @@ class _Split(torch.autograd.Function):
         return _join(gradients, ctx.packing), None
 
 
-class _Join(torch.autograd.Function):
+class Join(torch.autograd.Function):
     """`_join`."""
 
     @staticmethod

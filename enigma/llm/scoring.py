@@ -64,7 +64,7 @@ def completion_logprobs(
         raise ValueError(f"{len(prompts)} prompts need as many groups; found {len(groups)}")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt is empty: its last token predicts the completion's first")
-    layout = _pack(prompts, completions, groups)
+    layout = pack(prompts, completions, groups)
     install(model)
     outputs, logps, entropies = forward_logps(
         model,
@@ -97,7 +97,7 @@ class _Layout:
     mask: Tensor  # (R, M, T)
 
 
-def _pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[int]]) -> _Layout:
+def pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[int]]) -> _Layout:
     device = prompts[0].device
     shared = shared_prefix([prompt.tolist() for prompt in prompts])
     slots = max(len(group) for group in groups)

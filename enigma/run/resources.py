@@ -24,7 +24,7 @@ def size_on_disk(folder: Path) -> int:
 
 def free_memory() -> int:
     """Free bytes of the largest GPU where there is one, else of the machine within the limits of its control groups."""
-    return _gpu() or min(psutil.virtual_memory().available, *_control_groups())
+    return _gpu() or min(psutil.virtual_memory().available, *control_group_rooms())
 
 
 @functools.cache
@@ -63,7 +63,9 @@ _FILES = {
 }
 
 
-def _control_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+def control_group_rooms(
+    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
     """What each control group of this process, with a memory limit, has left; containers and batch systems set them."""
     rooms = []
     for line in own.read_text().splitlines() if own.exists() else ():

@@ -45,7 +45,7 @@ def evaluate(
 
     with quiet():
         task = load_tasks([name], seed)[name]
-        lm = _language_model()(
+        lm = language_model()(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
@@ -140,7 +140,7 @@ def draw_rows(task: str, docs, limit: int | None, seed: int) -> list[int]:
 
 
 @functools.cache
-def _language_model() -> type:
+def language_model() -> type:
     """lm-eval's model class, with this project's way of fitting messages to templates that know no system role, and
     with each prompt read once for all of its choices."""
     import torch

@@ -146,7 +146,7 @@ def run(profile, root: Path, logs: dict[tuple[str, int], Path], how: How) -> Non
                 del running[one]
                 ended += 1
                 if status:
-                    failures[run_name(*one)] = _reason(logs[one], status)
+                    failures[run_name(*one)] = why_ended(logs[one], status)
                 print(f"{run_name(*one)}: {'failed' if status else 'done'} ({ended}/{len(logs)})", flush=True)
             time.sleep(0.2)
     finally:
@@ -205,7 +205,7 @@ def _device(slot: int, jobs: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": named.split(",")[slot % count]}
 
 
-def _reason(log: Path, status: int) -> str:
+def why_ended(log: Path, status: int) -> str:
     """Why a job ended, in one line: its own words, the rank that was killed, or the exit status."""
     text = log.read_text(encoding="utf-8", errors="replace")
     if told := re.findall(r"^(?:\[rank\d+\]:\s*)?(error: .*)$", text, re.MULTILINE):

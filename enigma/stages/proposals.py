@@ -132,7 +132,7 @@ def make(profile, store: Store, seeds: list[Principle], load: Callable) -> tuple
     def near(principle: Principle, texts: list[str]) -> list[list[float]]:
         recipe = {"encoder": ENCODER_SHA256, "texts": texts}
         recipe |= {"text": principle.text, "antithesis": principle.antithesis}
-        return kept(f"meaning-{principle.name}", recipe, lambda: _near(encoder(), principle, texts))
+        return kept(f"meaning-{principle.name}", recipe, lambda: nearness(encoder(), principle, texts))
 
     rewrites = [rewritten(i, principle) for i, principle in enumerate(seeds)]
     return propose(seeds, rewrites, lambda text: _special(tokenizer, text), near), used
@@ -159,7 +159,7 @@ def _rewritten(model, tokenizer, recipe: dict) -> list[str]:
     return [cleaned(text) for text in tokenizer.batch_decode(drawn, skip_special_tokens=True)]
 
 
-def _near(encoder, principle: Principle, texts: Sequence[str]) -> list[list[float]]:
+def nearness(encoder, principle: Principle, texts: Sequence[str]) -> list[list[float]]:
     """Cosines (texts, 2) to the principle and to its antithesis, -1 where it has none."""
     if not texts:
         return []
