@@ -32,7 +32,10 @@ Launch = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(metavar="N", help="Train so many runs side by side; 0: all must be there.")
+    int | None,
+    typer.Option(
+        metavar="N", help="How many runs to train at the same time; 0: train none, all must be finished."
+    ),
 ]
 Allow = Annotated[
     bool, typer.Option("--allow-code", help="Let the profile import code of yours: a reward, a task.")
@@ -51,7 +54,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def check(profile: Profile = "cpu", as_json: Json = False, allow_code: Allow = False) -> None:
-    """Look at a profile and everything it names, and say what it amounts to."""
+    """Check a profile and every file that it names, and show its sizes, time and memory."""
     _settings(None, None, allow_code)
     from enigma.profile import load_profile
     from enigma.run import costs, gpu_costs
@@ -75,10 +78,11 @@ def run(
     profile: Profile = "cpu",
     results: Root = "results",
     first: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Begin there, such as 03_benchmark.")
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="The first stage to run, such as 03_benchmark."),
     ] = None,
     last: Annotated[
-        str | None, typer.Option("--to", metavar="STAGE", help="End there, such as 01_select.")
+        str | None, typer.Option("--to", metavar="STAGE", help="The last stage to run, such as 01_select.")
     ] = None,
     launch: Launch = None,
     jobs: Jobs = None,
@@ -154,7 +158,7 @@ def train(
 
 @app.command()
 def status(profile: Profile = "cpu", results: Root = "results", as_json: Json = False) -> None:
-    """Say of every piece of work whether it is kept or to do, and why."""
+    """Show for every piece of work whether it is kept or still to do, and why."""
     from enigma.profile import load_profile
     from enigma.run.status import status as lines
 
@@ -191,7 +195,7 @@ def create(
     results: Root = "results",
     as_json: Json = False,
 ) -> None:
-    """Propose better texts for principles, keep those that prove it on fresh questions, and write both."""
+    """Propose better texts for principles, test them on fresh questions, and write the table and the new pool."""
     from enigma.profile import load_profile
     from enigma.record.results import Results
     from enigma.stages import create as creation

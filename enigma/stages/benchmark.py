@@ -36,8 +36,8 @@ CAPTIONS = {
     "the principle (adherence) under which an item was asked.",
     "benchmark_differences": "Paired differences over items to base and to grpo of the same seed; an item that is asked more "
     "than once counts once, with its mean. Interval: 95 %, Student's t over items. p_value: exact McNemar test for scores of "
-    "0 or 1, else paired t test. p_holm: corrected by Holm's method for all rows of the table. They tell chance of items, "
-    "not of training seeds.",
+    "0 or 1, else paired t test. p_holm: corrected by Holm's method for all rows of the table. They speak of chance among items, "
+    "not among training seeds.",
     "robustness": "Items under conditions that should not change an answer: the margin of the right option (nats per "
     "character), and how far it lies below that of the unchanged prompt, with a 95 % interval over items. worst case: each "
     "item's smallest margin.",

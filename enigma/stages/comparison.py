@@ -17,8 +17,8 @@ CAPTION = (
     "Sinkhorn divergence on held-out prompts, mean over layers; untrained_bound: information (nats) that the untrained model "
     "reads; perplexity: of held-out completions under the untrained model; bits: Lempel-Ziv bits per character; arc_easy, piqa: "
     "margin minus the untrained model's, in standard deviations of its items; seconds: of a step; reward_at_drift: difference in "
-    "training reward, three steps' mean, where both runs had first drifted as far as the one that drifted less did at most. learned: whether the "
-    "gain's interval lies above zero in every run."
+    "training reward (mean of three steps), each run taken where its drift first reached the smaller of the two largest drifts. learned: "
+    "whether the interval of the gain lies above zero in every run."
 )
 
 
