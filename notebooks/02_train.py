@@ -47,8 +47,8 @@ experiment = load_profile(profile)
 results = Results(experiment, root)
 
 # %% [markdown]
-# Before a run's first update the first batch is looked at; whatever bodes ill is printed in a line that begins with `preflight`, with what
-# to turn.
+# Before a run's first update its first batch is checked. What could go wrong is printed in a line that begins with `preflight`, with the
+# setting to change.
 
 # %%
 tables = train.run(experiment, results)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from enigma import figures
 from enigma.errors import InputError
-from enigma.llm.callbacks import bodes_ill
+from enigma.llm.callbacks import first_batch_warnings
 from enigma.llm.playground import published, side_by_side
 from enigma.run.card import model_card
 from enigma.run.pipeline import NOTEBOOKS, stage_paths
@@ -86,7 +86,7 @@ WELL = "<reasoning>Air dries it.</reasoning><answer>Use a bag.</answer>"
 )
 def test_a_first_batch_that_bodes_ill_is_told_with_what_to_turn(completions, tokens, free, said):
     rows = [{"question": "q", "principle": "p", "completion": text, "tokens": tokens} for text in completions]
-    lines = bodes_ill(rows, 48, free)
+    lines = first_batch_warnings(rows, 48, free)
     assert len(lines) == bool(said)
     assert all(word in lines[0] for word in said)
 

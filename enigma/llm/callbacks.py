@@ -39,7 +39,7 @@ PROBE = (
 )
 
 
-def bodes_ill(rows: list[dict], limit: int, free: float = 1.0) -> list[str]:
+def first_batch_warnings(rows: list[dict], limit: int, free: float = 1.0) -> list[str]:
     """What would go wrong, by a first batch, in plain words and with what to turn; nothing where all looks well.
 
     `rows` as a `Recorder` keeps them; `limit`: tokens that a completion may have; `free`: share of the memory left.
@@ -93,7 +93,7 @@ class Recorder(TrainerCallback):
                 )
             ]
             if trainer_state.global_step == 0 and trainer_state.is_world_process_zero:
-                for line in bodes_ill(self._new, self.limit, _free()):
+                for line in first_batch_warnings(self._new, self.limit, _free()):
                     print(f"preflight: {line}", flush=True)
             return graded_format_reward(completions)
 
