@@ -221,15 +221,8 @@ def template_fault(template: str | None) -> str | None:
     chat = json.dumps([template, messages("Why?", "Be brief.")])
     command = [sys.executable, "-I", "-X", "utf8", "-c", _TRIAL]
     try:
-        done = subprocess.run(
-            command,
-            input=chat,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=60,
-            check=False,
-        )
+        options = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 60}
+        done = subprocess.run(command, input=chat, check=False, **options)
         found = done.stdout if done.returncode == 0 else f"ended by signal {-done.returncode}"
     except subprocess.TimeoutExpired:
         found = "it does not end"

@@ -360,16 +360,9 @@ class EnigmaTrainer(GRPOTrainer):
             missing = scores.logps.new_full((scores.sets, len(args.ot_layers)), float("nan"))
             return Drift(missing, missing, missing.new_zeros(()))
         hidden = scores.hidden if args.lambda_ot > 0 else scores.hidden.detach()
-        drawn = dict(max_points=args.ot_points, seed=args.seed + self.state.global_step)
-        return drift(
-            hidden,
-            inputs["reference_hidden"],
-            scores.mask,
-            scores.sets,
-            args.drift,
-            epsilon=args.ot_epsilon,
-            **drawn,
-        )
+        seed, reference = args.seed + self.state.global_step, inputs["reference_hidden"]
+        options = dict(epsilon=args.ot_epsilon, max_points=args.ot_points, seed=seed)
+        return drift(hidden, reference, scores.mask, scores.sets, args.drift, **options)
 
     @torch.no_grad()
     def _reference_metrics(self, scores: MatchedScores, inputs) -> dict[str, Tensor]:

@@ -194,17 +194,8 @@ def _solve(log_kernel: torch.Tensor, tol: float, max_iter: int) -> _Plan:
     while error > tol and iterations < max_iter:
         steps = min(SINKHORN_ROUND, max_iter - iterations)
         # POT measures the L2 norm of one marginal's error; divided by sqrt(m) it bounds the L1 norm by tol.
-        _, log = sinkhorn_log(
-            a,
-            b,
-            -log_kernel,
-            1.0,
-            numItermax=steps,
-            stopThr=tol / m**0.5,
-            warn=False,
-            log=True,
-            warmstart=(u, v),
-        )
+        options = dict(numItermax=steps, stopThr=tol / m**0.5, warn=False, log=True, warmstart=(u, v))
+        _, log = sinkhorn_log(a, b, -log_kernel, 1.0, **options)
         iterations += log["niter"] + 1
         u, plan, error = _close_rows(log_kernel, log["log_v"], a, b)
         v = log["log_v"]

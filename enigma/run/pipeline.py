@@ -142,16 +142,8 @@ def _check_room(profile, results: Results) -> None:
     size = costs.sizes(profile)
     rooms = [("memory", "available", size.memory_gb, resources.free_memory, "close other programs")]
     for place, setting in ((results.folder, "--results"), (cache_folder(), "ENIGMA_CACHE")):
-        found = functools.partial(_disk_for, place)
-        rooms.append(
-            (
-                "disk",
-                f"free there ({setting})",
-                size.disk_gb,
-                found,
-                f"free some, name another folder with {setting}",
-            )
-        )
+        found, remedy = functools.partial(_disk_for, place), f"free some, name another folder with {setting}"
+        rooms.append(("disk", f"free there ({setting})", size.disk_gb, found, remedy))
     for what, where, expected_gb, find, remedy in rooms:
         if expected_gb is not None and (found_gb := find() / 1e9) < expected_gb:
             raise InputError(

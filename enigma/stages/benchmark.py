@@ -57,26 +57,17 @@ def _by_model(profile, store: Store) -> dict[tuple, dict[str, Piece]]:
     from enigma.llm.loading import fingerprint
 
     spec = profile.benchmarks
-    model = fingerprint(profile.model, profile.seeds.initialisation)
+    common = {"seed": profile.seeds.evaluation}
+    common["model"] = fingerprint(profile.model, profile.seeds.initialisation)
     definitions = {task: lookup.definition(task) for task in spec.tasks}
     found = {}
     for arm, seed in [(BASE, None), *profile.runs()]:
         adapter = train.adapter_recipe(profile, store, arm, seed)
         name = BASE if seed is None else run_name(arm, seed)
-        found[arm, seed] = {
-            task: Piece(
-                "benchmark",
-                f"{name}.{what['task']}",
-                {
-                    "model": model,
-                    "adapter": adapter,
-                    "task": what,
-                    "limit": harness.limit_of(spec.limit, task),
-                    "seed": profile.seeds.evaluation,
-                },
-            )
-            for task, what in definitions.items()
-        }
+        found[arm, seed] = mine = {}
+        for task, what in definitions.items():
+            own = {"adapter": adapter, "task": what, "limit": harness.limit_of(spec.limit, task)}
+            mine[task] = Piece("benchmark", f"{name}.{what['task']}", common | own)
     return found
 
 

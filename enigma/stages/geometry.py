@@ -90,20 +90,12 @@ CLOUD_MEASURES = (
 def pieces(profile, store: Store) -> list[Piece]:
     """One piece for what the untrained model writes and reads, and one for each run."""
     shared = _shared(profile, store)
-    base = Piece("geometry", "base", shared)
-    return [base] + [
-        Piece(
-            "geometry",
-            run_name(arm, seed),
-            {
-                **shared,
-                "adapter": train.adapter_recipe(profile, store, arm, seed),
-                "set": profile.arms[arm].set,
-                "bootstrap": profile.seeds.bootstrap,
-            },
-        )
-        for arm, seed in profile.runs()
-    ]
+    found = [Piece("geometry", "base", shared)]
+    for arm, seed in profile.runs():
+        own = {"set": profile.arms[arm].set, "bootstrap": profile.seeds.bootstrap}
+        own["adapter"] = train.adapter_recipe(profile, store, arm, seed)
+        found.append(Piece("geometry", run_name(arm, seed), shared | own))
+    return found
 
 
 def _shared(profile, store: Store) -> dict:

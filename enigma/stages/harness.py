@@ -45,13 +45,8 @@ def evaluate(
 
     with quiet():
         task = load_tasks([name], seed)[name]
-        lm = language_model()(
-            pretrained=model,
-            tokenizer=tokenizer,
-            backend="causal",
-            batch_size=batch_size,
-            softmax_dtype="float32",
-        )
+        options = {"backend": "causal", "batch_size": batch_size, "softmax_dtype": "float32"}
+        lm = language_model()(pretrained=model, tokenizer=tokenizer, **options)
         task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
         task.set_fewshot_seed(seed)
         set_seed(seed)

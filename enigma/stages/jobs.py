@@ -135,10 +135,8 @@ def run(profile, root: Path, logs: dict[tuple[str, int], Path], how: How) -> Non
     try:
         while waiting or running:
             while waiting and len(running) < how.jobs:
-                one, slot = (
-                    waiting.pop(0),
-                    min(set(range(how.jobs)) - {taken for _, taken in running.values()}),
-                )
+                one = waiting.pop(0)
+                slot = min(set(range(how.jobs)) - {taken for _, taken in running.values()})
                 running[one] = _start(profile, root, one, logs[one], how, slot), slot
             for one, (process, _) in list(running.items()):
                 if (status := process.poll()) is None:
@@ -178,14 +176,9 @@ def _start(profile, root: Path, one: tuple[str, int], log: Path, how: How, slot:
     }
     with open(log, "wb") as output:
         print(f"{run_name(*one)}: started", flush=True)
-        return subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )  # an interrupt comes from here, once
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        # An interrupt comes from here, once.
+        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
 def _path() -> str:

@@ -20,13 +20,8 @@ from enigma.record.cells import interval_text
 from enigma.stages.benchmark import sensitive_tasks
 from enigma.tasks import robustness
 
-SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_TESTED = (
-    "supported",
-    "not supported",
-    "undecided",
-    "not tested at this size",
-)
-VERDICTS = (NOT_TESTED, NOT_SUPPORTED, UNDECIDED, SUPPORTED)  # weakest first
+VERDICTS = ("not tested at this size", "not supported", "undecided", "supported")  # weakest first
+NOT_TESTED, NOT_SUPPORTED, UNDECIDED, SUPPORTED = VERDICTS
 ABSTRACT, SECONDARY, OURS = "paper, abstract", "secondary account of the paper", "this project"
 SEEDS = 3  # paired seeds that a claim about training needs
 SETS = 6  # sets that a claim about sets needs
@@ -229,10 +224,8 @@ def ablation_table(read: Tables) -> pd.DataFrame:
     """Every arm against grpo, over paired seeds: arm, measure, value, low, high, seeds."""
     if "grpo" not in read.profile.arms:
         return pd.DataFrame(columns=["arm", "measure", "value", "low", "high", "seeds"])
-    items, strict = (
-        read.get("legibility_items"),
-        read.get("training").groupby(["arm", "seed"])["reward_strict"],
-    )
+    items = read.get("legibility_items")
+    strict = read.get("training").groupby(["arm", "seed"])["reward_strict"]
     ends = strict.apply(lambda run: run.tail(max(1, len(run) // 5)).mean()).reset_index()
     measures = {
         "margin": lambda arm: read.effect(arm, "grpo"),

@@ -60,14 +60,8 @@ def pieces(profile, store: Store) -> list[Piece]:
     found = [Piece("legibility", BASE, {**common, "adapter": {}, "principles": everything, "sets": own_sets})]
     for arm, seed in profile.runs():
         mine = {p.name: p.text for p in sets[profile.arms[arm].set]}
-        recipe = train.adapter_recipe(profile, store, arm, seed)
-        found.append(
-            Piece(
-                "legibility",
-                run_name(arm, seed),
-                {**common, "adapter": recipe, "principles": mine, "sets": None},
-            )
-        )
+        own = {"adapter": train.adapter_recipe(profile, store, arm, seed), "principles": mine, "sets": None}
+        found.append(Piece("legibility", run_name(arm, seed), common | own))
     return found
 
 

@@ -133,13 +133,8 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     scores = [row["reasoning"] for row in questions]
     by_principle = si.principle_information(scores)
     candidates = _candidates(profile, pool)
-    shares = stability.selection_shares(
-        si.set_information(scores, candidates),
-        candidates,
-        len(pool),
-        profile.sufficiency.resamples,
-        profile.seeds.bootstrap,
-    )
+    ratio, draws = si.set_information(scores, candidates), profile.sufficiency.resamples
+    shares = stability.selection_shares(ratio, candidates, len(pool), draws, profile.seeds.bootstrap)
     halves = stability.split_halves(by_principle, 1, profile.seeds.bootstrap)
     chosen = [next((name for name in ("high", "low") if i in sets[name]), "") for i in range(len(pool))]
     first, second = (si.share_of_known(half[:, 0], len(pool)) for half in halves)

@@ -273,26 +273,14 @@ def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder)
     style = profile.prompts.model_dump()
     principles = select.chosen_sets(profile, store)[profile.arms[arm].set]
     model, tokenizer = load_model(profile.model, profile.seeds.initialisation)
-    rows = matched_prompts(
-        neighbours.questions(profile, store, arm, seed),
-        principles,
-        spec.num_principles,
-        profile.seeds.data + seed,
-        **style,
-    )
+    asked = neighbours.questions(profile, store, arm, seed)
+    rows = matched_prompts(asked, principles, spec.num_principles, config.data_seed, **style)
     for row in rows:
         row["prompt"] = prompts.fit_template(tokenizer, row["prompt"])
     functions = [recorder.graded_format_reward, strict_format_reward]
     if own["reward"] != "format":
-        context = rewards.Context(
-            principles,
-            tokenizer,
-            style,
-            config.device,
-            lambda: _untrained(trainer),
-            spec.max_completion_length,
-            profile.seeds.sampling + seed,
-        )
+        given = (principles, tokenizer, style, config.device, lambda: _untrained(trainer))
+        context = rewards.Context(*given, spec.max_completion_length, profile.seeds.sampling + seed)
         functions.append(rewards.build(own["reward"], context))
     trainer = EnigmaTrainer(
         model,
@@ -361,12 +349,8 @@ def _run_rows(store: Store, one: Piece, arm: str, seed: int) -> dict:
 
     folder = store.need(one)
     steps = pd.read_csv(folder / "steps.csv")
-    return {
-        "arm": arm,
-        "seed": seed,
-        "steps": steps.to_dict("list"),
-        "rollouts": read_lines(folder / "rollouts.jsonl"),
-    }
+    rollouts = read_lines(folder / "rollouts.jsonl")
+    return {"arm": arm, "seed": seed, "steps": steps.to_dict("list"), "rollouts": rollouts}
 
 
 def _fail_without_signal(profile, runs: list[dict]) -> None:
