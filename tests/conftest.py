@@ -74,15 +74,8 @@ def tiny(tmp_path_factory):
         ", ".join(tasks), "enigma_knowledge, enigma_format, enigma_robustness"
     )
     (folder / "tiny.yaml").write_text(text, encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "enigma",
-        "run",
-        str(folder / "tiny.yaml"),
-        "--results",
-        str(folder / "results"),
-    ]
+    command = [sys.executable, "-m", "enigma", "run", str(folder / "tiny.yaml")]
+    command += ["--results", str(folder / "results")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False

@@ -184,6 +184,8 @@ def task(content):
 MC = {"choices": ["a", "b"], "labels": [1, 0]}
 GOOD_POOL = [{"name": "a", "text": "Be brief."}, {"name": "b", "text": "Be kind."}]
 TRUTHFULQA = "truthfulqa/multiple_choice.jsonl"
+BROKEN = '{"question": "a", "answer": "b"}\n{"ques'
+UNEVEN = {"question": "a", "mc1_targets": MC, "mc2_targets": MC | {"labels": [1]}}
 
 CASES = [
     # -- profiles
@@ -243,13 +245,7 @@ CASES = [
     ("data: not an object", data("truthfulqa_mc1", {TRUTHFULQA: "3\n"}), "line 1: found no question"),
     (
         "data: a broken line further down",
-        data(
-            "gsm8k",
-            {
-                f"gsm8k/{split}.jsonl": '{"question": "a", "answer": "b"}\n{"ques'
-                for split in ("train", "test")
-            },
-        ),
+        data("gsm8k", dict.fromkeys(("gsm8k/train.jsonl", "gsm8k/test.jsonl"), BROKEN)),
         "line 2: broken JSON",
     ),
     (
@@ -259,14 +255,7 @@ CASES = [
     ),
     (
         "data: labels for other choices",
-        data(
-            "truthfulqa_mc2",
-            {
-                TRUTHFULQA: json.dumps(
-                    {"question": "a", "mc1_targets": MC, "mc2_targets": MC | {"labels": [1]}}
-                )
-            },
-        ),
+        data("truthfulqa_mc2", {TRUTHFULQA: json.dumps(UNEVEN)}),
         "found no mc2_targets",
     ),
     (

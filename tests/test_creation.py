@@ -192,14 +192,8 @@ def made(tmp_path_factory):
 
 
 def command(folder, results):
-    return [
-        "create",
-        str(folder / "mine.yaml"),
-        "--profile",
-        str(folder / "smoke.yaml"),
-        "--results",
-        str(folder / results),
-    ]
+    named = {"--profile": "smoke.yaml", "--results": results}
+    return ["create", str(folder / "mine.yaml"), *(x for k, v in named.items() for x in (k, str(folder / v)))]
 
 
 def test_the_command_writes_a_table_and_a_pool(made):

@@ -53,20 +53,11 @@ class Runs:
             self.write_profile(folder / "tiny.yaml", seeds or {})
             environment = {key: value for key, value in os.environ.items() if key != "PYTHONHASHSEED"}
             environment |= {"ENIGMA_HEADLESS": "1", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-            subprocess.run(
-                [sys.executable, "-c", STAGES, folder / "tiny.yaml", root],
-                cwd=folder,
-                env=environment,
-                check=True,
-                capture_output=True,
-                timeout=600,
-            )
-            paths = [
-                path
-                for path in (folder / root / "tiny" / "tables").iterdir()
-                if path.suffix in (".csv", ".yaml")
-            ]
-            self.done[name] = {path.name: unmeasured(path) for path in sorted(paths)}
+            command = [sys.executable, "-c", STAGES, folder / "tiny.yaml", root]
+            options = {"cwd": folder, "env": environment, "capture_output": True, "timeout": 600}
+            subprocess.run(command, check=True, **options)
+            paths = sorted((folder / root / "tiny" / "tables").iterdir())
+            self.done[name] = {p.name: unmeasured(p) for p in paths if p.suffix in (".csv", ".yaml")}
         return self.done[name]
 
     @staticmethod

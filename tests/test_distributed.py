@@ -289,28 +289,14 @@ def trainer_for(tmp_path, tokenizer, **changes):
     config = EnigmaConfig(
         **settings(tmp_path, num_generations=G, per_device_train_batch_size=2 * SET), **changes
     )
-    return EnigmaTrainer(
-        toy(len(tokenizer)),
-        reward,
-        config,
-        rows(QUESTIONS),
-        rows(QUESTIONS[:3]),
-        tokenizer,
-        rollout_func=rollouts,
-    )
+    data = rows(QUESTIONS), rows(QUESTIONS[:3])
+    return EnigmaTrainer(toy(len(tokenizer)), reward, config, *data, tokenizer, rollout_func=rollouts)
 
 
 @pytest.mark.parametrize(
     "order",
     # Rows 0 and 1 are one question under two principles, rows 2 and 3 the next.
-    [
-        [0, 0, 1, 1, 2, 2, 3],
-        [0, 1, 0, 1, 2, 2, 3, 3],
-        [0, 0, 0, 0, 1, 1, 1, 1],
-        [1, 1, 2, 2, 3, 3, 0, 0],
-        [0, 0, 2, 2, 1, 1, 3, 3],
-        [1, 1, 2, 2],
-    ],
+    ["0011223", "01012233", "00001111", "11223300", "00221133", "1122"],
     ids=["incomplete", "interleaved", "repeated", "shifted", "mixed", "halves of two sets"],
 )
 def test_rows_out_of_order_are_refused(tmp_path, toy_tokenizer, order):
@@ -318,7 +304,7 @@ def test_rows_out_of_order_are_refused(tmp_path, toy_tokenizer, order):
     data = rows(QUESTIONS)
     trainer.model.train()
     with pytest.raises(ValueError, match="are not one matched set of 2 prompts x 2 generations"):
-        trainer._prepare_inputs([data[i] for i in order])
+        trainer._prepare_inputs([data[int(i)] for i in order])
 
 
 def test_evaluation_refuses_to_split_a_set(tmp_path, toy_tokenizer):

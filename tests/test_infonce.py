@@ -17,16 +17,10 @@ from enigma.method.infonce import (
 
 def symmetric_infonce(scores, source):
     """The loss, its two halves, and the bounds."""
-    terms = infonce_terms(scores, source)
-    bounds = mutual_information_bounds(scores, source)
-    loss = sami_loss(scores, source)
-    return SimpleNamespace(
-        loss=loss,
-        row=terms.row.mean(),
-        column=terms.column.mean(),
-        row_bound=bounds.row,
-        column_bound=bounds.column,
-    )
+    terms, bounds = infonce_terms(scores, source), mutual_information_bounds(scores, source)
+    halves = dict(row=terms.row.mean(), column=terms.column.mean())
+    limits = dict(row_bound=bounds.row, column_bound=bounds.column)
+    return SimpleNamespace(loss=sami_loss(scores, source), **halves, **limits)
 
 
 def by_hand(scores, source):

@@ -112,17 +112,8 @@ def test_one_wrong_value_is_one_line_with_file_key_and_expectation(tmp_path, key
 
 
 HUB = {"source": "hub", "id": "some/model", "revision": "a" * 40, "dtype": "float32"}
-RANDOM = {
-    "source": "random",
-    "dtype": "float32",
-    "config": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-}
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+RANDOM = {"source": "random", "dtype": "float32", "config": SHAPE | {"num_key_value_heads": 2}}
 QUESTIONS = {
     "source": "hub",
     "dataset": "some/data",

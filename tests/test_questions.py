@@ -292,21 +292,12 @@ def test_a_hub_file_of_records_needs_no_loading_script(tmp_path, monkeypatch):
         return str(file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    spec = SimpleNamespace(
-        source="hub",
-        path="data/cot.json",
-        dataset="a/b",
-        revision="a" * 40,
-        column="source",
-        split="train",
-        rows=50,
-        max_characters=21,
-    )
+    named = dict(path="data/cot.json", dataset="a/b", revision="a" * 40, column="source", split="train")
     records["5"]["source"] += " " + "Think." * 9
     file.write_text(json.dumps(records))
     with pytest.warns(UserWarning, match="of 60 rows passed over: 1 too long"):
-        questions = load_questions(SimpleNamespace(**vars(spec) | {"rows": None}), "train", 99, 0)
+        questions = load_questions(spec("hub", **named, max_characters=21), "train", 99, 0)
     assert all(q.endswith("plus one?") for q in questions)
-    questions = load_questions(SimpleNamespace(**vars(spec) | {"max_characters": None}), "train", 10, 0)
+    questions = load_questions(spec("hub", **named, rows=50), "train", 10, 0)
     assert len(set(questions)) == 10
     assert asked == {"repo_type": "dataset", "revision": "a" * 40, "dataset": "a/b", "path": "data/cot.json"}
