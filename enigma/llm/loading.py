@@ -253,11 +253,9 @@ def _told(spec) -> Iterator[None]:
         if spec.source == "hub":
             where, remedy = (
                 f"{spec.id} at {spec.revision}",
-                (
-                    "check the id and revision, the connection, and for a "
-                    "gated model accept its licence and run `hf auth login`"
-                ),
+                "check the id and revision, the connection, and for a ",
             )
+            remedy += "gated model accept its licence and run `hf auth login`"
         elif spec.source == "local":
             where, remedy = str(spec.id), "check the folder; a copy may be incomplete"
         else:

@@ -109,13 +109,8 @@ def pack(prompts: list[Tensor], completions: list[Tensor], groups: list[list[int
     pairs = [
         (prompt[-1:], completions[i]) for prompt, group in zip(prompts, groups, strict=True) for i in group
     ]
-    packing = Packing(
-        [
-            torch.tensor([shared], device=device),
-            torch.tensor([len(rest) for rest in rests], device=device),
-            lengths.flatten().to(device),
-        ]
-    )
+    sizes = [torch.tensor([shared]), torch.tensor([len(rest) for rest in rests]), lengths.flatten()]
+    packing = Packing([size.to(device) for size in sizes])
     first = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths).to(device)
     mask = packing.valid[-1][:, 1:].unflatten(0, lengths.shape)
     nothing = prompts[0].new_zeros(1)

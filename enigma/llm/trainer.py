@@ -268,15 +268,10 @@ class EnigmaTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         args, mode = self.args, "train" if self.model.training else "eval"
+        options = dict(layers=tuple(args.ot_layers), cross=args.lambda_sami > 0 or self._logs_all())
+        options["cross_gradient"] = args.lambda_sami > 0 and torch.is_grad_enabled()
         with self.accelerator.autocast():
-            self._scores = score_matched_sets(
-                model,
-                inputs,
-                args.num_principles,
-                layers=tuple(args.ot_layers),
-                cross_gradient=args.lambda_sami > 0 and torch.is_grad_enabled(),
-                cross=args.lambda_sami > 0 or self._logs_all(),
-            )
+            self._scores = score_matched_sets(model, inputs, args.num_principles, **options)
         try:
             read = self._scores.logps if self._scores.matrix is None else self._scores.matrix
             self._stop_unless_finite("log-probability of a completion", read, "under some principle")

@@ -121,16 +121,10 @@ def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:
         return 1.0
     if np.isin([one, other], (0, 1)).all():
         return float(stats.binomtest(int((one > other).sum()), int(differ.sum())).pvalue)
-    return float(
-        stats.permutation_test(
-            (one, other),
-            lambda x, y, axis: np.mean(x - y, axis=axis),
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=PERMUTATIONS,
-            rng=np.random.default_rng(seed),
-        ).pvalue
-    )
+    options = dict(permutation_type="samples", vectorized=True, n_resamples=PERMUTATIONS)
+    mean = lambda x, y, axis: np.mean(x - y, axis=axis)
+    found = stats.permutation_test((one, other), mean, rng=np.random.default_rng(seed), **options)
+    return float(found.pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -103,17 +103,10 @@ def _score(profile, store: Store, task: str, arm: str, seed: int | None, loaded:
         loaded.extend(load_policy(profile.model, adapter, profile.seeds.initialisation))
     spec = profile.benchmarks
     started = time.perf_counter()
-    rows, items = harness.evaluate(
-        *loaded,
-        task,
-        limit=harness.limit_of(spec.limit, task),
-        batch_size=spec.batch_size,
-        seed=profile.seeds.evaluation,
-    )
-    speed = {
-        "prompts": len({(row["part"], row["item"]) for row in items}),
-        "seconds": time.perf_counter() - started,
-    }
+    options = {"limit": harness.limit_of(spec.limit, task), "batch_size": spec.batch_size}
+    rows, items = harness.evaluate(*loaded, task, **options, seed=profile.seeds.evaluation)
+    prompts = len({(row["part"], row["item"]) for row in items})
+    speed = {"prompts": prompts, "seconds": time.perf_counter() - started}
     frame = pd.DataFrame(items).astype(object).where(lambda table: table.notna(), None)
     atomic_write_json(folder / "scores.json", {"rows": rows, "items": frame.to_dict("list"), "speed": speed})
 

@@ -51,13 +51,9 @@ def evaluate(
         task.set_fewshot_seed(seed)
         set_seed(seed)
         key = task.config.task
-        found = harness(
-            lm,
-            {"tasks": {key: task}},
-            samples={key: draw_rows(name, task.eval_docs, limit, seed)},
-            apply_chat_template=name in TEMPLATED,
-            fewshot_as_multiturn=name in TEMPLATED,
-        )
+        rows = {key: draw_rows(name, task.eval_docs, limit, seed)}
+        chat = dict.fromkeys(("apply_chat_template", "fewshot_as_multiturn"), name in TEMPLATED)
+        found = harness(lm, {"tasks": {key: task}}, samples=rows, **chat)
         samples = found["samples"][key]
         items = list(_lm_eval_items(name, samples))
         if task.OUTPUT_TYPE == "multiple_choice" or key.startswith("truthfulqa_mc"):

@@ -119,13 +119,8 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     rows, items = [], []
     for name in profile.sets():
         members = [base["principles"].index(p) for p in raw["sets"][name]]
-        _add(
-            rows,
-            items,
-            {"arm": BASE, "seed": None, "set": name},
-            _restricted(base["questions"], members),
-            profile,
-        )
+        head = {"arm": BASE, "seed": None, "set": name}
+        _add(rows, items, head, _restricted(base["questions"], members), profile)
     for model in raw["models"][1:]:
         head = {"arm": model["arm"], "seed": model["seed"], "set": profile.arms[model["arm"]].set}
         _add(rows, items, head, model["questions"], profile)

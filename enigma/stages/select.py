@@ -171,12 +171,8 @@ def sufficiency_table(
             )
         for name, members in everything.items():
             kept = si.within(scores, source, members)
-            head = {
-                "level": "set",
-                "name": name,
-                "members": ";".join(pool[i].name for i in members),
-                "span": span,
-            }
+            names = ";".join(pool[i].name for i in members)
+            head = {"level": "set", "name": name, "members": names, "span": span}
             own, sampled = si.set_information(scores, [members]), si.pooled(si.sampled_information(*kept))
             echo_free_set = _at(si.set_information(again[0], [members], again[1]), 0) if echoed else None
             rows.append(head | _row(len(members), _at(own, 0), sampled, echo_free_set))

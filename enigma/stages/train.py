@@ -305,13 +305,8 @@ def lora_config(profile):
     from peft import LoraConfig
 
     lora = profile.trainer.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
+    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return LoraConfig(**sizes, target_modules=list(lora.target_modules), task_type="CAUSAL_LM")
 
 
 @contextlib.contextmanager
