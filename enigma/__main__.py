@@ -113,7 +113,8 @@ def _reproduction(done) -> str:
 
     reference = Results.reference(done.profile)
     if not reference.folder.is_dir():
-        return f"reproduction: nothing is published for the profile {done.profile.name}"
+        name = done.profile.name
+        return f"reproduction: nothing is published here for the profile {name}; what is published comes with a clone"
     return compare.write(done, compare.compare(done, reference))
 
 
@@ -280,7 +281,8 @@ def _opened(profile, results: Path | None):
     published = Results.reference(profile)
     if not published.folder.is_dir():
         raise InputError(
-            f"profile {profile.name}: nothing is published for it; expected a run of yours; name its folder with --results"
+            f"profile {profile.name}: found nothing published here for it (what is published comes with a clone); expected a "
+            "run of yours; name its folder with --results"
         )
     return published
 
