@@ -393,7 +393,11 @@ def script() -> None:
     """The console script. Paths and files are UTF-8, whatever the locale says."""
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-    sys.exit(main())
+    from enigma.record.progress import Patient
+
+    status = main()
+    Patient(sys.stdout).flush()  # whoever read the output may have gone
+    sys.exit(status)
 
 
 if __name__ == "__main__":

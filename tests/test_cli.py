@@ -1,6 +1,7 @@
 """The command line: exit status and one line for every error."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -59,6 +60,17 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(pipeline, "run", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["run", "cpu"])
+
+
+@pytest.mark.parametrize("command", ["--version", "select --help"])
+def test_a_reader_who_leaves_is_no_error(command):
+    """As in `enigma status | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    code = [sys.executable, "-m", "enigma", *command.split()]
+    done = subprocess.run(code, stdout=write, stderr=subprocess.PIPE, timeout=300, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_module_runs_and_is_quick_to_refuse():

@@ -202,8 +202,8 @@ def test_the_command_writes_a_table_and_a_pool(made):
     assert table.groupby("seed").gain.count().max() == 1
     pool = load_pool(made.results.tables / creation.POOL)
     assert [p.name for p in pool] == [one["name"] for one in made.pool]
-    lines = dict(verify(made.profile, made.results))
-    assert lines["table creation"] == "" and lines["sidecar of table creation"] == ""
+    lines = {what: fault for what, fault in verify(made.profile, made.results) if "creat" in what}
+    assert lines == {"table creation": "", "sidecar of table creation": ""}
 
 
 def test_an_interrupted_creation_goes_on_and_gives_the_same_table(made, monkeypatch, capsys):

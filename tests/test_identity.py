@@ -1,16 +1,21 @@
 """What counts as done: an edit makes again what depends on it and nothing else; a damaged file is made again."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from enigma import stages
 from enigma.errors import InputError
+from enigma.llm import callbacks
+from enigma.llm.callbacks import Watch
+from enigma.llm.loading import fingerprint
 from enigma.profile import load_profile
 from enigma.record.files import atomic_folder
 from enigma.record.provenance import code_commit
@@ -18,7 +23,7 @@ from enigma.record.results import Results
 from enigma.run import pipeline
 from enigma.run.status import status
 from enigma.run.verify import verify
-from enigma.stages import claims, train
+from enigma.stages import claims, legibility, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ALL = {"select", "train", "legibility", "benchmark", "geometry"}
@@ -116,6 +121,14 @@ def test_other_text_of_a_principle_and_other_weights_count_as_changes(tiny, tmp_
     pool["principles"][0]["text"] += " Always."
     (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
     assert any(name.startswith("select") for name in to_do(same, tiny.results))
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    spec, found = SimpleNamespace(source="local", id=str(weights.parent), dtype="float32"), []
+    for content in (b"weights", b"weightz"):  # as long, and of the same time
+        weights.write_bytes(content)
+        os.utime(weights, (0, 0))
+        found.append(fingerprint(spec))
+    assert found[0] != found[1]
 
 
 def piece_file(results, pattern):
@@ -170,6 +183,53 @@ def test_what_is_faulty_is_made_again_with_the_same_numbers(name, tiny, copied):
     assert piece_file(copied, "train/grpo-s0/*/adapter/adapter_model.safetensors").read_bytes() == weights
     after = copied.read_table("training").drop(columns=["seconds", "peak_memory_gb"])
     assert after.equals(before)
+
+
+class Cut(Watch):
+    """A run that is killed after its first checkpoint."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["none", "a part", "a byte"])
+def test_a_run_that_was_cut_off_ends_like_one_that_was_not(tiny, copied, tmp_path, monkeypatch, damage):
+    """From its last whole checkpoint; one that is damaged, or edited without changing its length, is passed over."""
+    profile = edited(tiny, tmp_path, ("trainer.save_steps", 1))
+    folder = copied.store.need(train.piece(profile, copied.store, "enigma_high", 0))
+    names = ("adapter/adapter_model.safetensors", "rollouts.jsonl")
+    before = [(folder / name).read_bytes() for name in names]
+    (folder / "piece.json").unlink()
+    flushed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "Watch", Cut)
+        patch.setattr(callbacks, "flush", flushed.append)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(profile, copied.store, "enigma_high", 0)
+    [checkpoint] = (folder.with_suffix(".work") / "checkpoints").glob("checkpoint-*")
+    assert flushed == [checkpoint] and checkpoint.name == "checkpoint-1"
+    weights = (checkpoint / "adapter_model.safetensors").read_bytes()
+    if damage != "none":
+        kept = weights[:-1] + bytes([weights[-1] ^ 1]) if damage == "a byte" else weights[:-9]
+        (checkpoint / "adapter_model.safetensors").write_bytes(kept)
+    key = train.piece(profile, copied.store, "enigma_high", 0).key
+    assert callbacks.last_checkpoint(checkpoint.parent, key) == (checkpoint if damage == "none" else None)
+    train.train(profile, copied.store, "enigma_high", 0)
+    assert [(folder / name).read_bytes() for name in names] == before
+    assert not checkpoint.exists() and to_do(profile, copied) == {}
+
+
+def test_a_sidecar_names_the_commit_that_made_the_rows(tiny, copied):
+    path = piece_file(copied, "legibility/grpo-s0/*/piece.json")
+    marker = json.loads(path.read_text())
+    path.write_text(json.dumps(marker | {"made": marker["made"] | {"commit": "of an older day"}}))
+    assert dict(verify(tiny.profile, copied))["rows of legibility"] == (
+        "were not made by what the sidecar of legibility names"
+    )
+    stages.run(legibility, tiny.profile, copied)
+    assert "of an older day" in {one["commit"] for one in copied.sidecar("tables", "legibility")["made"]}
+    assert dict(verify(tiny.profile, copied))["rows of legibility"] == ""
 
 
 def test_an_adapter_swapped_between_arms_is_made_again(tiny, copied):

@@ -9,7 +9,7 @@ import yaml
 
 from enigma.errors import InputError
 from enigma.profile import BUILTIN, load_profile
-from enigma.run.costs import sizes
+from enigma.run.costs import CELL_DISK, CELL_MEMORY, sizes
 
 CPU = (BUILTIN / "cpu.yaml").read_text(encoding="utf-8")
 CPU_DATA = yaml.safe_load(CPU.replace("3e-4", "0.0003"))  # plain YAML 1.1 reads 3e-4 as text
@@ -249,6 +249,22 @@ def test_sizes_by_hand():
     gpu = sizes(load_profile("gpu"))
     assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (9, 64 * 128, 9 * 40)
     assert sizes(load_profile("smoke")).minutes < size.minutes < gpu.minutes
+
+
+def test_the_score_matrices_of_a_large_pool_count_as_room(tmp_path):
+    """200 principles and 2,000 questions are 160 million numbers: told before anything runs."""
+    pool = [{"name": f"p{i}", "text": f"Principle {i}."} for i in range(200)]
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump({"principles": pool}))
+    changes = [
+        ("principles.pool", str(tmp_path / "pool.yaml")),
+        ("sufficiency.samples", 1),
+        ("sufficiency.echo", 0),
+    ]
+    large = sizes(load_profile(changed(tmp_path, *changes, ("sufficiency.questions", 2000))))
+    small = sizes(load_profile(changed(tmp_path, *changes, ("sufficiency.questions", 2))))
+    cells = 200 * 200 * 2 * (2000 - 2)
+    assert large.disk_gb - small.disk_gb == pytest.approx(cells * CELL_DISK / 1e9)
+    assert large.memory_gb > cells * CELL_MEMORY / 1e9 > small.memory_gb
 
 
 def test_estimates_of_an_unknown_hub_model_are_not_invented(tmp_path):

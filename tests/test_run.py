@@ -167,7 +167,7 @@ def test_verify_does_not_pass_on_nothing(tiny, tmp_path, capsys):
 
 def test_a_published_folder_is_checked_against_its_list(tiny, tmp_path):
     folder = tmp_path / "tiny"
-    shutil.copytree(tiny.results.folder, folder, ignore=shutil.ignore_patterns("pieces", ".run.lock"))
+    shutil.copytree(tiny.results.folder, folder, ignore=shutil.ignore_patterns("pieces", ".*.lock"))
     from enigma.record.files import file_hash
 
     listed = {p.relative_to(folder).as_posix(): file_hash(p) for p in folder.rglob("*") if p.is_file()}

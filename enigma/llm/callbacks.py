@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from enigma.llm import prompts
 from enigma.llm.scoring import completion_logprobs
 from enigma.method.rewards import graded_format, graded_format_reward
-from enigma.record.files import atomic_write_json, atomic_write_text
+from enigma.record.files import atomic_write_json, atomic_write_text, file_hash, flush
 from enigma.record.progress import clock, headless
 
 MARKER = "complete.json"
@@ -119,7 +119,8 @@ class Recorder(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_lines(folder / "rollouts.jsonl", self.rows)
-        atomic_write_json(folder / MARKER, {"key": self.key, "bytes": _file_sizes(folder)})
+        flush(folder)
+        atomic_write_json(folder / MARKER, {"key": self.key, "sha256": _hashes(folder)})
         for older in folder.parent.glob("checkpoint-*"):
             if older != folder:
                 shutil.rmtree(older)
@@ -132,17 +133,17 @@ def last_checkpoint(folder: Path, key: str) -> Path | None:
 
 
 def _is_whole(checkpoint: Path, key: str) -> bool:
-    """Whether it is of this run, and every file as long as it was when the checkpoint was marked whole."""
+    """Whether it is of this run, and every file as it was when the checkpoint was marked whole."""
     try:
         marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-        sizes = {name: size for name, size in _file_sizes(checkpoint).items() if name != MARKER}
-        return marker["key"] == key and marker["bytes"] == sizes
+        return marker["key"] == key and marker["sha256"] == _hashes(checkpoint)
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
-def _file_sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARKER)
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
 
 class Probe(TrainerCallback):

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from enigma.errors import InputError
@@ -35,7 +36,12 @@ def check_model(spec, modules: tuple[str, ...] = ()) -> None:
         return
     else:
         _check_cache(embedded_place())
-    if wrong := [name for name in modules if name not in known]:
+    check_layers(modules, known)
+
+
+def check_layers(wanted: Sequence[str], known: Sequence[str]) -> None:
+    """InputError unless the model has all layers that an adapter is to change."""
+    if wrong := [name for name in wanted if name not in known]:
         raise InputError(
             f"trainer.lora.target_modules: found {wrong[0]!a:.60}; expected layers of the model, such as "
             f"{', '.join(known[:8])}; correct it"

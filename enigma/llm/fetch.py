@@ -39,15 +39,15 @@ ENCODER_MEMBERS = (
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ENIGMA_CACHE, else the user's cache folder."""
+    """Where converted models are kept: ENIGMA_CACHE, else the user's cache folder. InputError for a user without a home."""
     import platformdirs
 
-    named = os.environ.get("ENIGMA_CACHE")
-    return (
-        Path(os.path.expanduser(named))
-        if named
-        else Path(platformdirs.user_cache_dir("enigma", appauthor=False))
-    )
+    if named := os.environ.get("ENIGMA_CACHE"):
+        return Path(os.path.expanduser(named))
+    try:
+        return Path(platformdirs.user_cache_dir("enigma", appauthor=False))
+    except RuntimeError as error:
+        raise InputError(f"ENIGMA_CACHE: found none, and {error}; expected a folder; name one") from None
 
 
 def embedded_place() -> Path:

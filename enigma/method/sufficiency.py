@@ -112,8 +112,9 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
         # Sums over the members of all sets as products of matrices: a large pool has thousands of sets.
         mass, total = posterior @ member, np.exp(read) @ member
         within_set = np.log(total, out=np.empty_like(total), where=total > TINY)
-        for i, s in np.argwhere(total <= TINY):  # sets far below the best principle, which exp cannot hold
-            within_set[i, s] = logsumexp(read[i, sets[s]])
+        far = total <= TINY  # sets far below the best principle, which exp cannot hold
+        for i in np.flatnonzero(far.any(1)):
+            within_set[i, far[i]] = logsumexp(read[i, sets[far[i]]], axis=1)
         weight[:, q] = mass.sum(0)
         information[:, q] = (
             weight[:, q] * math.log(sets.shape[1])

@@ -75,11 +75,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        for inner in (
-            *new.rglob("*"),
-            new,
-        ):  # names as well as bytes: an unsynced folder is an empty one after a crash
-            _sync_folder(inner) if inner.is_dir() else _sync_file(inner)
+        flush(new)
         if path.exists():
             os.rename(path, old)
         os.rename(new, path)
@@ -93,6 +89,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     _sync_folder(path.parent)
     if os.path.lexists(old):
         remove(old)
+
+
+def flush(folder: Path) -> None:
+    """Put a folder on the disk, names as well as bytes: an unsynced folder is an empty one after a crash."""
+    for inner in (*folder.rglob("*"), folder):
+        _sync_folder(inner) if inner.is_dir() else _sync_file(inner)
 
 
 def _temporary(path: Path) -> Path:

@@ -100,15 +100,15 @@ class Results:
         self.check_folders()
         return Store(self.pieces)
 
-    def lock(self) -> FileLock:
-        """A context in which no other process runs a stage into this folder. Reentrant within one process.
+    def lock(self, what: str = "stage") -> FileLock:
+        """A context in which no other process runs a stage into this folder, or a whole "run". Reentrant within one process.
 
         The operating system ends it with the process that holds it: a dead process never blocks.
         """
         self._writable(self.folder / "any file")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".run.lock", timeout=2, is_singleton=True)
+            lock = FileLock(self.folder / f".{what}.lock", timeout=2, is_singleton=True)
             with lock:
                 pass
         except Timeout:
@@ -168,7 +168,7 @@ class Results:
         """
         path = self._path(self.tables, name, ".csv")
         atomic_write_text(path, csv_text(frame))
-        more = {"rows": len(frame), "text_columns": text_columns(frame), "made": _distinct(made)}
+        more = {"rows": len(frame), "text_columns": text_columns(frame), "made": makers(made)}
         self._write_sidecar(path, caption, stage, inputs, more)
         return path
 
@@ -343,8 +343,8 @@ class Results:
         atomic_write_json(path.with_suffix(".json"), sidecar)
 
 
-def _distinct(made: Iterable[dict]) -> list[dict]:
-    """The different commits, with their versions and machines, in a fixed order."""
+def makers(made: Iterable[dict]) -> list[dict]:
+    """What a sidecar says of `made`: the different commits, with their versions and machines, in a fixed order."""
     kept = [{key: one[key] for key in ("commit", "versions", "machine")} for one in made]
     return [one for _, one in sorted({digest(one): one for one in kept}.items())]
 

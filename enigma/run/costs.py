@@ -22,6 +22,9 @@ START_SECONDS = 15.0  # a notebook's kernel, imports and model
 MEMORY_GB = {True: 3.4, False: 4.8}  # whether it computes in bfloat16
 BASE_GB = 1.2
 DEFAULT_TOKENS = 768  # of a device batch of the default profile
+# Of one number of stage 1's score matrices: as a row of its piece and of the stage on the disk, and in memory while the
+# stage's rows are written.
+CELL_DISK, CELL_MEMORY = 40, 90
 ADAPTER_SHARE = 0.007  # of the model's parameters: LoRA r=16 on two projections
 STAGES = ("01_select", "02_train", "03_benchmark", "04_geometry", "05_report")
 OWN_PROMPTS = {
@@ -67,7 +70,8 @@ def sizes(profile: Profile) -> Sizes:
         benchmark_prompts=(runs + 1) * _prompts(profile),
         minutes=parameters and sum(stage_minutes(profile).values()),
         memory_gb=parameters and _memory_gb(profile, parameters),
-        disk_gb=parameters and parameters * 4 / 1e9 + runs * 4 * adapter + 0.05,
+        disk_gb=parameters
+        and parameters * 4 / 1e9 + runs * 4 * adapter + 0.05 + _cells(profile) * CELL_DISK / 1e9,
     )
 
 
@@ -119,6 +123,12 @@ def _pool_size(profile: Profile) -> int:
     return len(load_pool(profile.principles.pool))
 
 
+def _cells(profile: Profile) -> int:
+    """Numbers in the score matrices of stage 1: two spans, and one more where completions are read under paraphrases."""
+    spec = profile.sufficiency
+    return _pool_size(profile) ** 2 * spec.samples * (2 * spec.questions + spec.echo)
+
+
 def _prompts(profile: Profile) -> int:
     """Prompts that one model is asked."""
     limit, total = profile.benchmarks.limit, 0
@@ -136,4 +146,5 @@ def _memory_gb(profile: Profile, parameters: float) -> float:
     half = profile.model.dtype == "bfloat16" and computes_in_bfloat16()
     trainer = profile.trainer
     tokens = trainer.per_device_train_batch_size * trainer.max_completion_length / DEFAULT_TOKENS
-    return BASE_GB + (MEMORY_GB[half] - BASE_GB) * max(1.0, tokens) * parameters / EMBEDDED_PARAMETERS
+    work = (MEMORY_GB[half] - BASE_GB) * max(1.0, tokens) * parameters / EMBEDDED_PARAMETERS
+    return BASE_GB + max(work, _cells(profile) * CELL_MEMORY / 1e9)

@@ -74,12 +74,13 @@ def run(
     parameters = {"profile": str(profile), "root": str(root)}
     notebooks = {path.stem: _prepared(path, parameters) for path in every[begin : end + 1]}
     _check_room(checked, results)
-    with results.lock():
-        remove_leftovers(results.folder, but=[results.pieces])
-        results.write_record(licences(checked, PACKAGES))
     expected = costs.stage_minutes(checked)
-    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
-        _run_stages(notebooks, parameters, results, expected)
+    with results.lock("run"):
+        with results.lock():  # each notebook's kernel takes it anew
+            remove_leftovers(results.folder, but=[results.pieces])
+            results.write_record(licences(checked, PACKAGES))
+        with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+            _run_stages(notebooks, parameters, results, expected)
     return results
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from enigma.errors import InputError
 from enigma.record.cells import csv_text, written
 from enigma.record.files import file_hash, plain, read_json
-from enigma.record.results import FIGURE, TABLE, Results
+from enigma.record.results import FIGURE, TABLE, Results, makers
 from enigma.stages import all_stages, create, short_name
 
 RELATIVE = 1e-5
@@ -29,7 +29,7 @@ def verify(profile, results: Results) -> list[tuple[str, str]]:
     """
     found = [*_manifest(results), *_sidecars(results)]
     frames: dict[str, pd.DataFrame] = {}
-    # What `enigma create` wrote is no stage's, but a claim reads it.
+    # What `enigma create` wrote is no stage's, but a claim reads it; its pieces follow from its own rows.
     extra = [create] if create.kept(profile, results) else []
     for stage in [*extra, *all_stages()]:
         name = short_name(stage)
@@ -38,7 +38,7 @@ def verify(profile, results: Results) -> list[tuple[str, str]]:
             made = stage.tables(profile, raw, frames)
             # A later stage reads them as they are written, with six digits.
             frames |= {table: written(frame) for table, frame in made.items()}
-            if not results.read_only:
+            if not results.read_only and stage is not create:
                 found.append((f"rows of {name}", _rows_fault(profile, results, stage, raw)))
         except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"its rows are missing or damaged ({' '.join(str(error).split()):.160})"
@@ -56,7 +56,12 @@ def _rows_fault(profile, results: Results, stage, raw: dict) -> str:
             return f"{piece.name}: {why}"
     with contextlib.redirect_stderr(io.StringIO()):  # its progress
         again = json.loads(json.dumps(plain(stage.measure(profile, store)), ensure_ascii=False))
-    return "" if again == raw else "are not those that its pieces hold"
+    if again != raw:
+        return "are not those that its pieces hold"
+    made = plain(makers(store.made(piece) for piece in stage.pieces(profile, store)))
+    whole = [name for name in stage.CAPTIONS if not results.fault(TABLE, name)]
+    other = [name for name in whole if results.sidecar(TABLE, name).get("made") != made]
+    return f"were not made by what the sidecar of {other[0]} names" if other else ""
 
 
 def _table_fault(results: Results, name: str, expected: pd.DataFrame | None) -> str:

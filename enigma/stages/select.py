@@ -116,10 +116,14 @@ def measure_pieces(profile, store: Store, todo: list[Piece], load=None) -> list[
 
 
 def load_untrained(profile):
-    """(model, tokenizer) of the profile, before any training."""
+    """(model, tokenizer) of the profile, before any training. InputError where it lacks a layer that is to be trained."""
+    from enigma.llm.check import check_layers
     from enigma.llm.loading import load_model
 
-    return load_model(profile.model, profile.seeds.initialisation)
+    model, tokenizer = load_model(profile.model, profile.seeds.initialisation)
+    matrices = [name for name, weight in model.named_parameters() if weight.ndim == 2]
+    check_layers(profile.trainer.lora.target_modules, sorted({name.split(".")[-2] for name in matrices}))
+    return model, tokenizer
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
