@@ -351,11 +351,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(error, 2)
     except typer.Exit as error:
         return error.exit_code
-    except typer.Abort:
-        return _stopped("interrupted", 130)
     except Terminated:
         return _stopped("terminated", 143)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _stopped("interrupted", 130)
     except BrokenPipeError:  # whoever read the output has gone, as in `enigma status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -365,14 +363,13 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong argument, in the words of the command line's library
             found = error.format_message().strip().rstrip(".")
-            return _refuse(
-                InputError(f"command line: {found}; expected what `enigma --help` shows; correct it"), 2
-            )
+            return _refuse(f"command line: {found}; expected what `enigma --help` shows; correct it", 2)
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error), re.IGNORECASE):
-            found = (
-                f"memory: found too little ({' '.join(str(error).split()) or 'MemoryError'}); expected more"
-            )
-            return _refuse(InputError(f"{found}; close other programs, or raise the limit of `ulimit -v`"), 1)
+            found = f"memory: found too little ({error or 'MemoryError'}); expected more"
+            return _refuse(f"{found}; close other programs, or raise the limit of `ulimit -v`", 1)
+        if isinstance(error, PermissionError):  # what another user wrote, or where only another may write
+            found = f"{error.filename}: found {error.strerror}; expected a file of yours"
+            return _refuse(f"{found}; ask its owner to open it, or name another folder", 2)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -383,7 +380,7 @@ def _stopped(word: str, code: int) -> int:
     return code
 
 
-def _refuse(error: Exception, code: int) -> int:
+def _refuse(error: Exception | str, code: int) -> int:
     text = " ".join(str(error).split())
     print(f"error: {''.join(c if c.isprintable() else '?' for c in text)}", file=sys.stderr)
     return code

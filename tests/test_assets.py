@@ -15,6 +15,7 @@ from enigma.llm import check, fetch
 from enigma.llm import loading as assets
 from enigma.profile import Model, RandomModel, load_profile
 from enigma.run.costs import parameters_of
+from enigma.stages import select
 
 TINY = RandomModel(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -357,6 +358,19 @@ def test_a_bad_folder_is_one_line(folder, damage, expected):
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_a_hubs_model_has_not_is_told_before_stage_1(monkeypatch, toy_model, toy_tokenizer):
+    """Only once it is loaded does anybody know its layers."""
+    monkeypatch.setattr(assets, "load_model", lambda *_: (toy_model(), toy_tokenizer))
+    profile = load_profile("smoke")
+    select.load_untrained(profile)
+    lora = profile.trainer.lora.model_copy(update={"target_modules": ["q_proj", "v_porj"]})
+    wrong = profile.model_copy(update={"trainer": profile.trainer.model_copy(update={"lora": lora})})
+    with pytest.raises(
+        InputError, match="target_modules: found 'v_porj'; expected layers of the model, such"
+    ):
+        select.load_untrained(wrong)
 
 
 def test_a_prompt_does_not_depend_on_the_day(folder):

@@ -40,6 +40,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, capsys):
     [
         (InputError("file: key: found 1;\nexpected 2"), 2),
         (pipeline.StageFailed("01_select: the kernel died"), 1),
+        (PermissionError(13, "Permission denied", "results/cpu/x"), 2),
         (KeyboardInterrupt(), 130),
         (cli.Terminated(), 143),
     ],

@@ -55,7 +55,11 @@ def one_notebook(tmp_path):
 
 def run(folder, results, place, environment=None, options=(), **words):
     command = [*words.pop("before", ()), sys.executable, *options, "-c", RUN, str(folder), str(results)]
-    clean = {name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "LC_ALL")}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "XDG_CACHE_HOME", "LANG", "LC_ALL")
+    }
     return subprocess.Popen(
         command,
         cwd=place,
