@@ -2,6 +2,8 @@
 
 import os
 
+# For processes that are started: a module that lies in the working directory, perhaps somebody else's, is not imported.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 ALLOW = "ENIGMA_ALLOW_CODE"  # set by --allow-code
 
 

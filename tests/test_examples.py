@@ -46,6 +46,12 @@ def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp
     }
     steps = train.run(profile, results)["training"].query("arm == 'mine'")
     assert len(steps) == 2 and steps["reward_principle"].between(0, 1).all()
+    store = results.store
+    reward, trained = mine.parent / "my_reward.py", train.piece(profile, store, "mine", 0)
+    text = reward.read_text(encoding="utf-8")
+    reward.write_text(text + "\n", encoding="utf-8")
+    assert store.kept(trained) and "code" in store.why(train.piece(profile, store, "mine", 0))
+    reward.write_text(text, encoding="utf-8")
     scores = benchmark.run(profile, results)["benchmarks"].query("task == 'my_task'")
     assert set(scores["arm"]) == {"base", "grpo", "mine"} and {"acc", "margin"} <= set(scores["metric"])
 

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from enigma.errors import InputError
 from enigma.method.marks import marks
 from enigma.stages import harness
 from enigma.tasks.catalogue import splits
-from enigma.tasks.lookup import definition, load_tasks, quiet
+from enigma.tasks.lookup import check_tasks, definition, load_tasks, quiet
 
 
 @pytest.mark.parametrize("task", ["enigma_knowledge", "enigma_truthfulness"])
@@ -63,3 +64,28 @@ def test_a_folder_of_data_is_a_path_and_no_pattern_and_is_read_anew(tmp_path, mo
         recipes.add(str(definition("arc_easy")))
         assert splits("arc_easy", folder)["test"][0]["question"] == f"{word}?"
     assert len(recipes) == 2
+
+
+def test_a_users_task_is_known_by_all_that_it_reads(tmp_path):
+    """Its own file whatever its suffix, what it includes, its data in any folder, and the code that it calls."""
+    (tmp_path / "sub").mkdir()
+    task, files = tmp_path / "my.yml", ("common.yaml", "sub/items.jsonl", "marks.py")
+    task.write_text(
+        "include: common.yaml\ndataset_kwargs: {data_files: {test: sub/items.jsonl}}\ndoc_to_text: !function marks.f\n"
+    )
+    for name in files:
+        (tmp_path / name).write_text("a: 1")
+    found = [definition(str(task))]
+    for name in ("my.yml", *files):
+        path = tmp_path / name
+        path.write_text(path.read_text() + "\n")
+        found.append(definition(str(task)))
+    assert len({str(one) for one in found}) == 5
+    (tmp_path / "notes.yaml").write_text("")  # and by nothing else
+    assert definition(str(task)) == found[-1]
+
+
+def test_a_group_and_two_files_of_one_name_are_refused():
+    for names, said in ((["mmlu"], "a group of lm-eval's"), (["a/my.yaml", "b/my.yml"], "found my twice")):
+        with pytest.raises(InputError, match=said):
+            check_tasks(names)

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import nbformat
+import numpy as np
 import pytest
 
 from enigma import __main__ as cli
@@ -122,6 +123,10 @@ def says(content):
     return lambda path: path.write_bytes(content)
 
 
+def other_caption(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"caption": "All is well."}))
+
+
 TAMPERED = {  # of each group all at once: file, damage, what verify must name
     "edited": [
         ("tables/legibility.csv", digit, "table legibility"),
@@ -137,6 +142,7 @@ TAMPERED = {  # of each group all at once: file, damage, what verify must name
         ("figures/fig4_legibility.json", of_another_file, "figure fig4_legibility"),
         ("tables/legibility.json", says(b"[]"), "sidecar of table legibility"),
         ("tables/claims.csv", says(b"\xff\0\n\xfe"), "table claims"),
+        ("tables/echo.json", other_caption, "table echo"),
     ],
     "removed": [
         ("tables/geometry.csv", gone, "table geometry"),
@@ -144,6 +150,7 @@ TAMPERED = {  # of each group all at once: file, damage, what verify must name
         ("raw/select.json.gz", gone, "stage select"),
         ("figures/fig1_sufficiency.png", gone, "figure fig1_sufficiency"),
         ("figures/fig3_training.json", gone, "figure fig3_training"),
+        ("figures/fig4_legibility.*", gone, "figure fig4_legibility"),
         ("tables/claims.csv", says(b""), "table claims"),
     ],
 }
@@ -152,8 +159,8 @@ TAMPERED = {  # of each group all at once: file, damage, what verify must name
 @pytest.mark.parametrize("name", TAMPERED)
 def test_what_was_tampered_with_is_named(name, copied):
     for file, damage, _ in TAMPERED[name]:
-        [path] = copied.folder.glob(file)
-        damage(path)
+        for path in copied.folder.glob(file):
+            damage(path)
     found = faults(copied)
     assert not [expected for *_, expected in TAMPERED[name] if expected not in found]
     assert "table training_groups" not in found
@@ -195,6 +202,13 @@ def test_a_run_reproduces_itself_and_a_moved_interval_differs(tiny, copied):
     far = scores.assign(value=scores["value"] + 5 * scores["stderr"].max() + 1)
     assert compare.table_verdict("benchmarks", scores, scores).verdict == compare.REPRODUCED
     assert compare.table_verdict("benchmarks", far, scores).verdict == compare.DIFFERS
+    wide = frame.assign(si_low=-np.inf, si_high=np.inf)
+    for other in (wide, frame.assign(si_low=np.nan, si_high=np.nan), frame.head(3)):
+        assert compare.table_verdict("sufficiency", other, frame).verdict == compare.DIFFERS
+    setting, claims = copied.read_table("setting"), copied.read_table("claims")
+    assert compare.table_verdict("setting", setting.head(2), setting).verdict == compare.DIFFERS
+    turned = claims.assign(verdict=["supported", *claims["verdict"][1:]])
+    assert compare.table_verdict("claims", turned, claims).verdict == compare.DIFFERS
     text = compare.write(copied, compare.compare(copied, tiny.results))
     assert "reproduced" in text and (copied.folder / "reproduction.md").read_text() == text
 

@@ -77,6 +77,7 @@ def test_a_hostile_place_changes_nothing(one_notebook, tmp_path):
         made.mkdir(parents=True)
     (startup / "x.py").write_text("startup_was_run = 1")
     (place / "x.py").write_text("startup_was_run = 1")
+    (place / "seaborn.py").write_text("raise SystemExit('code of the working directory')")
     (place / "matplotlibrc").write_text("lines.linewidth: 9\n")
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(spec))

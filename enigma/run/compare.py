@@ -2,7 +2,8 @@
 
 - Texts and counts that say what was asked (the table `setting`): exactly.
 - Numbers with an interval or a standard error: the (95 %) intervals of both have a point in common, for at least 95 % of a table's rows, since of so
-  many independent intervals a few miss by chance. The table `claims`: the verdicts, too.
+  many independent intervals a few miss by chance. A row that only one of the two has does not agree. The table `claims`:
+  all verdicts, too.
 - Other trained or sampled numbers are not judged by themselves: each goes into a number that has an interval.
 - Seconds and memory belong to a machine, and are not compared.
 
@@ -12,6 +13,7 @@ One seed does not reproduce to the digit: another processor rounds a sampled tok
 import re
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from enigma.errors import InputError
@@ -69,7 +71,8 @@ def table_verdict(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> Verdic
     if name in EXACT:
         rows = (set(frame.fillna("").itertuples(index=False, name=None)) for frame in (mine, theirs))
         same = len(set.intersection(*rows))
-        return Verdict(name, REPRODUCED if same == len(mine) else DIFFERS, len(mine), same, "exactly")
+        every = max(len(mine), len(theirs))
+        return Verdict(name, REPRODUCED if same == every else DIFFERS, every, same, "exactly")
     mine, theirs = _with_intervals(mine), _with_intervals(theirs)
     keys = [key for key in KEYS if key in mine]
     pairs = [(low, _high(low)) for low in mine if re.fullmatch(r"(.*_)?low", low) and _high(low) in mine]
@@ -79,18 +82,19 @@ def table_verdict(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> Verdic
         theirs.astype({key: str for key in keys}), on=keys, suffixes=("", "_reference")
     )
     alone = len(mine) + len(theirs) - 2 * len(both)
-    agree = compared = 0
+    agree, compared = 0, alone
     for low, high in pairs:
-        ends = both[[low, high, f"{low}_reference", f"{high}_reference"]].dropna()
+        ends = both[[low, high, f"{low}_reference", f"{high}_reference"]].dropna(how="all")
         compared += len(ends)
-        agree += int(
-            ((ends[low] <= ends[f"{high}_reference"]) & (ends[f"{low}_reference"] <= ends[high])).sum()
-        )
+        bounded = ~np.isinf(ends[[low, high]]).all(axis=1)  # an interval without ends meets everything
+        meet = (ends[low] <= ends[f"{high}_reference"]) & (ends[f"{low}_reference"] <= ends[high])
+        agree += int((meet & bounded).sum())
     remark = f"{alone} rows in one of the two alone" if alone else ""
     if name == "claims":
         same = int((both["verdict"] == both["verdict_reference"]).sum())
-        compared, agree = compared + len(both), agree + same
         remark = f"{same} of {len(both)} verdicts the same"
+        if same < max(len(mine), len(theirs)):
+            return Verdict(name, DIFFERS, len(both), same, remark)
     if not compared:
         empty = "" if len(mine) or len(theirs) else "empty in both"
         return Verdict(name, NOT_COMPARABLE, 0, 0, remark or empty or "no intervals in common")

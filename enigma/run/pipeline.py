@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from enigma.errors import InputError
+from enigma.errors import SAFE_PATH, InputError
 from enigma.llm.fetch import cache_folder
 from enigma.profile import load_profile
 from enigma.record.files import DiskFull, atomic_write_text, remove_leftovers
@@ -34,7 +34,13 @@ SMALLER = {"paper": "gpu", "gpu": "cpu", "night": "study", "study": "cpu", "cpu"
 SAMPLE_SECONDS = 0.2
 FULL = 2**20  # bytes; a disk with less left is full
 # Of a user's own set-up, nothing that could change a run: start-up files, kernels, matplotlib's settings.
-KERNEL = {"ENIGMA_HEADLESS": "1", "JUPYTER_NO_CONFIG": "1", "PYTHONSTARTUP": "", "PYTHONUTF8": "1"}
+KERNEL = {
+    "ENIGMA_HEADLESS": "1",
+    "JUPYTER_NO_CONFIG": "1",
+    "PYTHONSTARTUP": "",
+    "PYTHONUTF8": "1",
+    **SAFE_PATH,
+}
 SCRATCH = ("IPYTHONDIR", "JUPYTER_PATH", "JUPYTER_DATA_DIR", "MPLCONFIGDIR")  # an empty folder
 
 
@@ -238,7 +244,8 @@ def _execute(notebook, raw: Path, parameters: dict, scratch: Path) -> None:
             language="python",
             progress_bar=False,
             start_timeout=300,
-            extra_arguments=["--IPKernelApp.log_level=50"],  # it warns of its own socket and of its end
+            # It warns of its own socket and of its end; and modules that lie in the working directory are nobody's.
+            extra_arguments=["--IPKernelApp.log_level=50", "--InteractiveShellApp.ignore_cwd=True"],
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )

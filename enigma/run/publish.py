@@ -5,6 +5,7 @@ from pathlib import Path
 
 from enigma.errors import InputError
 from enigma.profile import run_name
+from enigma.record import report
 from enigma.record.cache import NotDone
 from enigma.record.files import atomic_folder, atomic_write_json, atomic_write_text, file_hash
 from enigma.record.provenance import code_commit
@@ -57,13 +58,13 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
     faults += [f"the profile names {path}, a path of this machine" for path in profile.outside()]
     if faults:
         raise InputError(f"{results.folder}: {faults[0]}; expected a run that verifies; run it again")
+    report.publish_page(profile, results)  # from what was verified
     folder = target / profile.name
     with atomic_folder(folder) as new:
         for name in FOLDERS:
             shutil.copytree(results.folder / name, new / name)
-        for name in (RECORD, "reproduction.md", "report.html"):
-            if (results.folder / name).is_file():
-                shutil.copy2(results.folder / name, new / name)
+        for name in (RECORD, report.NAME):
+            shutil.copy2(results.folder / name, new / name)
         for arm, seed in profile.runs():
             if arm in MAIN_ARMS and seed == profile.seeds.runs[0]:
                 place = new / "adapters" / run_name(arm, seed)

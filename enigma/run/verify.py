@@ -27,7 +27,7 @@ def verify(profile, results: Results) -> list[tuple[str, str]]:
 
     Of a run of one's own the rows are compared with the pieces that they come from. A reference has its list of files.
     """
-    found = [*_manifest(results), *_sidecars(results)]
+    found = [*_manifest(results), *_sidecars(results), *_shown(results)]
     frames: dict[str, pd.DataFrame] = {}
     # What `enigma create` wrote is no stage's, but a claim reads it; its pieces follow from its own rows.
     extra = [create] if create.kept(profile, results) else []
@@ -43,8 +43,8 @@ def verify(profile, results: Results) -> list[tuple[str, str]]:
         except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"its rows are missing or damaged ({' '.join(str(error).split()):.160})"
             found.append((f"stage {name}", told))
-        for table in stage.CAPTIONS:
-            found.append((f"table {table}", _table_fault(results, table, frames.get(table))))
+        for table, caption in stage.CAPTIONS.items():
+            found.append((f"table {table}", _table_fault(results, table, caption, frames.get(table))))
     return found
 
 
@@ -64,7 +64,7 @@ def _rows_fault(profile, results: Results, stage, raw: dict) -> str:
     return f"were not made by what the sidecar of {other[0]} names" if other else ""
 
 
-def _table_fault(results: Results, name: str, expected: pd.DataFrame | None) -> str:
+def _table_fault(results: Results, name: str, caption: str, expected: pd.DataFrame | None) -> str:
     path = results.tables / f"{name}.csv"
     if not path.is_file():
         return "missing"
@@ -72,6 +72,9 @@ def _table_fault(results: Results, name: str, expected: pd.DataFrame | None) -> 
         return "its sidecar is missing"
     if expected is None:
         return "cannot be made again"
+    with contextlib.suppress(InputError):  # of a sidecar that is damaged, which is named by itself
+        if not results.read_only and results.sidecar(TABLE, name)["caption"] != caption:
+            return "its caption was changed"
     try:
         found = _cells(path.read_text(encoding="utf-8", errors="replace"))
     except ValueError:
@@ -115,6 +118,21 @@ def _sidecars(results: Results) -> list[tuple[str, str]]:
         found += [
             (f"{what} {name}", results.fault(kind, name)) for name in dict.fromkeys(p.stem for p in files)
         ]
+    return found
+
+
+def _shown(results: Results) -> list[tuple[str, str]]:
+    """Figures that a notebook shows and that are not there."""
+    found = []
+    for path in sorted(results.notebooks.glob("*.ipynb")):
+        try:
+            outputs = [one for cell in read_json(path)["cells"] for one in cell.get("outputs", ())]
+            names = [one["metadata"]["figure"] for one in outputs if "figure" in one.get("metadata", {})]
+        except (InputError, LookupError, TypeError, AttributeError):
+            found.append((f"notebook {path.name}", "is damaged"))
+            continue
+        gone = [name for name in names if not (results.figures / f"{name}.json").is_file()]
+        found += [(f"figure {name}", f"is missing, and {path.name} shows it") for name in gone]
     return found
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import psutil
 
-from enigma.errors import InputError
+from enigma.errors import SAFE_PATH, InputError
 from enigma.profile import run_name
 
 LAUNCH, JOBS = "ENIGMA_LAUNCH", "ENIGMA_JOBS"
@@ -172,6 +172,7 @@ def _start(profile, root: Path, one: tuple[str, int], log: Path, how: How, slot:
         STARTER: f"{own.pid} {own.create_time()} {socket.gethostname()}",
         "ENIGMA_HEADLESS": "1",
         "PYTHONUTF8": "1",
+        **SAFE_PATH,
         **_device(slot, how.jobs),
     }
     with open(log, "wb") as output:

@@ -84,6 +84,7 @@ def pieces(profile, store: Store) -> list[Piece]:
 
 def piece(profile, store: Store, arm: str, seed: int) -> Piece:
     """A training run: all that its adapter and its rows depend on. Raises NotDone before stage 1."""
+    from enigma.llm import rewards
     from enigma.llm.loading import fingerprint
 
     chosen = select.chosen_sets(profile, store)[profile.arms[arm].set]
@@ -97,6 +98,8 @@ def piece(profile, store: Store, arm: str, seed: int) -> Piece:
         "questions": digest(training_questions(profile)),
         "seeds": {key: getattr(profile.seeds, key) + seed for key in ("data", "initialisation", "sampling")},
     }
+    if ":" in profile.arms[arm].reward:
+        ingredients["code"] = rewards.code(profile.arms[arm].reward)
     if needed:
         ingredients["made_from"] = [piece(profile, store, other, seed).key for other in needed]
     return Piece("train", run_name(arm, seed), ingredients)

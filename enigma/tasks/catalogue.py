@@ -104,6 +104,11 @@ def check_data(names: Sequence[str]) -> None:
     Data that come from the hub are not looked at. A name that this project does not know is looked up in lm-eval's index.
     """
     folder = data_folder()
+    stems = [Path(name).stem if _is_file(name) else name for name in names]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise InputError(
+            f"benchmarks.tasks: found {twice[0]} twice; expected tasks and files of different names; rename a file"
+        )
     _check_names([name for name in names if name not in (*OWN_TASKS, *LAYOUTS) and not _is_file(name)])
     for name in names:
         if _is_file(name) and not Path(name).is_file():
@@ -128,8 +133,13 @@ def _check_names(names: list[str]) -> None:
         return
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().all_tasks
+    index = TaskManager()
+    known = index.all_subtasks
     for name in names:
+        if name in index.all_tasks and name not in known:
+            raise InputError(
+                f"benchmarks.tasks: found {name}, a group of lm-eval's; expected single tasks; name those of it"
+            )
         if name not in known:
             close = difflib.get_close_matches(name, [*OWN_TASKS, *known], n=1)
             hint = f"did you mean {close[0]}?" if close else "correct the name"

@@ -5,7 +5,6 @@ choice [D].
 """
 
 import contextlib
-import difflib
 import functools
 import importlib.metadata
 import io
@@ -13,7 +12,7 @@ import logging
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +31,53 @@ def definition(name: str) -> dict:
     if name in catalogue.OWN_TASKS:
         files = [catalogue.FOLDER / file for file in (f"{name}.yaml", *catalogue.DATA[name])]
     elif name.endswith((".yaml", ".yml")):
-        files = [
-            p for p in Path(name).parent.iterdir() if p.suffix in (".jsonl", ".json", ".csv", ".yaml", ".py")
-        ]
+        files = _files_of(Path(name))
     elif (folder := catalogue.data_folder()) is not None and name in catalogue.LAYOUTS:
         files = [folder / file for file in catalogue.LAYOUTS[name].files.values()]
     else:
         return {"task": name, "hub": f"lm_eval {importlib.metadata.version('lm_eval')}"}
     hashes = {path.name: file_hash(path) for path in sorted(files)}
     return {"task": Path(name).stem if name.endswith((".yaml", ".yml")) else name, "files": digest(hashes)}
+
+
+def _files_of(task: Path) -> set[Path]:
+    """A user's task file, what it includes, the data that it names, and where it calls code, all code and data beside it."""
+    if not task.is_file():  # said where the task is loaded, as is a file that cannot be read
+        return set()
+    text = task.read_text(encoding="utf-8", errors="replace")
+    try:
+        said = yaml.load(text, _Unread)
+    except yaml.YAMLError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    data = (said.get("dataset_kwargs") or {}).get("data_files")
+    named = [data.values() if isinstance(data, dict) else data, said.get("dataset_path")]
+    found = {task, *(path for name in _texts(named) for path in _all_files(task.parent / name))}
+    if "!function" in text:
+        found |= {path for path in task.parent.iterdir() if path.suffix not in (".yaml", ".yml")}
+    for name in _texts(said.get("include")):
+        found |= _files_of(task.parent / name)
+    return {path for path in found if path.is_file()}
+
+
+def _texts(value) -> Iterator[str]:
+    """The texts of lists in lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Iterable):
+        for one in value:
+            yield from _texts(one)
+
+
+def _all_files(path: Path) -> Iterable[Path]:
+    return path.rglob("*") if path.is_dir() else [path]
+
+
+class _Unread(yaml.SafeLoader):
+    """Tags, such as lm-eval's `!function`, are not followed."""
+
+
+_Unread.add_multi_constructor("!", lambda *_: None)
 
 
 def check_tasks(names: Sequence[str]) -> None:
@@ -74,15 +111,10 @@ def _load_task(manager, name: str):
     try:
         if name.endswith((".yaml", ".yml")):
             return _user_task(manager, name)
-        if name not in manager.all_tasks:
-            near = ", ".join(difflib.get_close_matches(name, [*catalogue.OWN_TASKS, *manager.all_tasks], n=3))
-            raise InputError(
-                f"benchmarks.tasks: found {name!r}; expected a task of lm-eval, such as {near or 'arc_easy'}"
-            )
         if folder is not None and name in catalogue.LAYOUTS:
             task = _read_from(folder, name, manager.task_index[name].yaml_path)
         else:
-            task = next(iter(manager.load([name])["tasks"].values()))
+            task = manager.load([name])["tasks"][name]
         _process_once(task)
         return task
     except InputError:
