@@ -41,7 +41,6 @@ Allow = Annotated[
     bool, typer.Option("--allow-code", help="Let the profile import code of yours: a reward, a task.")
 ]
 
-
 NO_MEMORY = r"failed to map segment|(cannot|can't) allocate memory|can't start new thread"
 
 
@@ -147,12 +146,8 @@ def train(
     check_inputs(found)
     processes.rank()  # a wrong one is refused before anything is read
     with processes.ends_with_starter():
-        train_runs(
-            found,
-            Results(found, results).store,
-            runs,
-            processes.how() if processes.world_size() == 1 else processes.How(),
-        )
+        how = processes.how() if processes.world_size() == 1 else processes.How()
+        train_runs(found, Results(found, results).store, runs, how)
     if processes.rank() == 0:
         print(f"trained: {', '.join(run_name(*one) for one in runs) or 'nothing'}")
 
