@@ -86,7 +86,3 @@ figures.make(experiment, results, "fig12_neighbours")
 
 # %%
 figures.table(tables["setting"], "What the paper used, and what this run uses")
-
-# %% [markdown]
-# A figure for a paper, 3.4 inches wide with panels one below the other, is saved by
-# `figures.make(experiment, results, "fig3_training", column=True)` under `figures/column`.

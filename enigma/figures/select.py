@@ -35,7 +35,11 @@ def fig1_sufficiency(profile, sufficiency, selection):
         drawn, f"{first['name']} is carried best ({short(first.si)}), {last['name']} least ({short(last.si)})"
     )
     width = (single["si_high"] - single["si_low"]).mean()
-    hollow = " Hollow: the same texts read under paraphrases." if "si_paraphrase" in single else ""
+    hollow = (
+        f" Hollow: read under paraphrases, on {profile.sufficiency.echo} of the questions, a lower bound."
+        if "si_paraphrase" in single
+        else ""
+    )
     return drawn, (
         f"Sufficiency Index of {len(single)} principles (points) and of the sets that arms are trained on (diamonds), for the "
         f"untrained model, with 95 % intervals over {int(single['questions'].iloc[0])} questions, {short(width)} wide on average. "

@@ -83,26 +83,28 @@ def figure(stage: str, *tables: str):
     return enter
 
 
-def make(profile, results, name: str, column: bool = False) -> None:
+def make(profile, results, name: str) -> None:
     """Draw a figure from the tables that are there, save it as PNG and PDF, and show it with its caption in a notebook.
 
-    `column`: the form for one column of a paper, at 300 dots an inch, saved under figures/column.
+    Its form for one column of a paper, 3.4 inches wide, is saved beside it, in figures/column. Where there is nothing to
+    draw, an older figure is removed. Raises InputError for a table that is missing or of another profile.
     """
     from IPython.display import Image, Markdown, display
 
     entry = FIGURES[name]
+    frames = [results.read_table(table) for table in entry.tables]
     try:
-        drawn, caption = entry.draw(profile, *map(results.read_table, entry.tables), column=column)
+        drawn, caption = entry.draw(profile, *frames)
+        narrow, _ = entry.draw(profile, *frames, column=True)
     except ValueError as nothing:
         results.drop_figure(name)
         display(Markdown(f"*{name}: {markdown_text(nothing)}*"))
         return
-    if column:
-        path = results.save_column(name, drawn)
-    else:
-        path = results.save_figure(name, drawn, caption, entry.stage, entry.tables)
+    path = results.save_figure(name, drawn, caption, entry.stage, entry.tables)
+    results.save_column(name, narrow)
     plt.close(drawn)
-    width = None if column else min(900, int(100 * drawn.get_figwidth()))
+    plt.close(narrow)
+    width = min(900, int(100 * drawn.get_figwidth()))
     display(Image(filename=str(path), width=width, alt=caption), metadata={"figure": name})
     display(Markdown(f"**{figure_label(name)}** ({name}). {markdown_text(caption)}"))
 

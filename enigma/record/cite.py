@@ -1,7 +1,8 @@
 """How to cite a figure or a table, and the paper."""
 
+from enigma import __version__
 from enigma.errors import InputError
-from enigma.record.results import Item, Results
+from enigma.record.results import COLUMN, FIGURE, REFERENCE, REPOSITORY, Item, Results
 
 PAPER_BIBTEX = """@article{seneque2025enigma,
   title         = {{ENIGMA}: The Geometry of Reasoning and Alignment in Large-Language Models},
@@ -12,6 +13,8 @@ PAPER_BIBTEX = """@article{seneque2025enigma,
   archivePrefix = {arXiv},
   year          = {2025}
 }"""
+
+YEAR = 2026  # of this version
 
 
 def cite(results: Results, name: str) -> str:
@@ -40,16 +43,20 @@ def _citation(item: Item, results: Results) -> str:
     commits = ", ".join(sorted({one["commit"] for one in made})) or results.read_record()["commit"]
     key = f"enigma_companion_{profile}_{item.name}".replace("-", "_")
     title = f"{{ENIGMA}} companion: {item.name}, profile {profile}".replace("_", r"\_")
+    folder = REFERENCE.relative_to(REPOSITORY) if results.read_only else results.root
+    path = folder / profile / item.kind / sidecar["file"]
+    files = [path, path.with_suffix(".pdf"), path.parent / COLUMN / f"{item.name}.pdf"]
     lines = [
         f"caption: {sidecar['caption']}",
-        f"file:    {profile}/{item.kind}/{sidecar['file']}",
-        f"sha256:  {sidecar['sha256']}",
-        f"commit:  {commits}",
+        *(f"file:    {file.as_posix()}" for file in (files if item.kind == FIGURE else files[:1])),
+        f"sha256:  {sidecar['sha256']} ({sidecar['file']})",
+        f"commit:  {commits} (of the code that made it)",
         "",
         f"@misc{{{key},",
         f"  title  = {{{title}}},",
         "  author = {{The ENIGMA companion contributors}},",
-        f"  note   = {{Commit {commits}, sha256 {sidecar['sha256']}}}",
+        f"  year   = {{{YEAR}}},",
+        f"  note   = {{Version {__version__}, made by commit {commits}, sha256 {sidecar['sha256']}}}",
         "}",
         "",
         PAPER_BIBTEX,

@@ -45,6 +45,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "results" / "reference"
 RECORD = "run.json"
 FIGURE, TABLE = "figures", "tables"  # folders, and kinds of what lies there
+COLUMN = "column"  # below figures: their form for one column of a paper
 DATELESS = {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None}
 # What reading a sidecar relies on.
 SIDECAR = {"file": str, "caption": str, "sha256": str, "stage": str, "profile_hash": str, "inputs": dict}
@@ -214,7 +215,7 @@ class Results:
 
     def save_column(self, name: str, figure) -> Path:
         """Write figures/column/<name>.png, 300 dots an inch, and .pdf, for a paper; no sidecar. Returns the PNG's path."""
-        path = self._path(self.figures / "column", name, ".png")
+        path = self._path(self.figures / COLUMN, name, ".png")
         atomic_write_bytes(path.with_suffix(".pdf"), _rendered(figure, "pdf", DATELESS))
         return atomic_write_bytes(path, _rendered(figure, "png", {"Software": None}, dots=300))
 
@@ -297,7 +298,8 @@ class Results:
     def drop_figure(self, name: str) -> None:
         """Remove a figure that an earlier run drew and this one does not."""
         for suffix in (".png", ".pdf", ".json"):
-            self._path(self.figures, name, suffix).unlink(missing_ok=True)
+            for folder in (self.figures, self.figures / COLUMN):
+                self._path(folder, name, suffix).unlink(missing_ok=True)
 
     def catalogue(self) -> list[Item]:
         """Every figure and table in the order of the stages, figures first."""
