@@ -1,5 +1,6 @@
 """The command line, `enigma` or `python -m enigma`: one function a command, each a few calls of the library."""
 
+import contextlib
 import json
 import os
 import re
@@ -347,9 +348,9 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Exit as error:
         return error.exit_code
     except Terminated:
-        return _stopped("terminated", 143)
+        return _told("terminated; the same command continues where it stopped", 143)
     except (typer.Abort, KeyboardInterrupt):
-        return _stopped("interrupted", 130)
+        return _told("interrupted; the same command continues where it stopped", 130)
     except BrokenPipeError:  # whoever read the output has gone, as in `enigma status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -370,14 +371,14 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _stopped(word: str, code: int) -> int:
-    print(f"{word}; the same command continues where it stopped", file=sys.stderr)
-    return code
-
-
 def _refuse(error: Exception | str, code: int) -> int:
-    text = " ".join(str(error).split())
-    print(f"error: {''.join(c if c.isprintable() else '?' for c in text)}", file=sys.stderr)
+    shown = (c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    return _told(f"error: {''.join(shown)}", code)
+
+
+def _told(text: str, code: int) -> int:
+    with contextlib.suppress(OSError, AttributeError):  # closed, or None, as by `2>&-`
+        sys.stderr.write(f"{text}\n")
     return code
 
 

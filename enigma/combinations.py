@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from enigma.profile import Model, Profile, Questions, Section
 
 
+# What an arm of a kind has no use for, with the defaults, which alone may stand there.
+_PREFERENCE = {"lambda_ot": 0.0, "ot_budget": None, "beta": None}
+_PREFERENCE |= {"reward": "format", "optimizer": "adamw", "drift": "sinkhorn"}
+_MERGE = _PREFERENCE | {"lambda_sami": 0.0, "max_steps": None, "learning_rate": None}
+UNUSED = {"preference": _PREFERENCE, "merge": _MERGE}
+
+
 class Problem(NamedTuple):
     key: str
     found: str
@@ -134,4 +141,12 @@ def _arm_problems(profile) -> Iterator[Problem]:
             yield Problem(f"arms.{name}.control", arm.control, "an arm of this profile")
         if len([way for way in (arm.steering, arm.merge, arm.preference) if way]) > 1:
             yield Problem(f"arms.{name}", "several", "one of steering, merge and preference")
+        for way in UNUSED if arm.merge or arm.preference else ():
+            for key, default in UNUSED[way].items() if getattr(arm, way) else ():
+                if (value := getattr(arm, key)) != default:
+                    yield Problem(
+                        f"arms.{name}.{key}",
+                        shown(value),
+                        f"{shown(default)} where the arm has {way}, which ignores it",
+                    )
         above[name] = seeds

@@ -36,6 +36,7 @@ MAX_BYTES = 100_000
 BASE = "base"  # the untrained model's row in every table
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Size = Annotated[int, Field(ge=1, le=10_000)]  # of what is in memory at once; more is a slip of the keyboard
 Layer = Annotated[int, Field(ge=-1000, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -97,13 +98,13 @@ class Principles(Section):
 
 class Sufficiency(Section):
     questions: Annotated[int, Field(ge=2, lt=2**31)]
-    samples: Count
+    samples: Size
     max_tokens: Count
     heldout: Annotated[int, Field(ge=2, lt=2**31)]
-    batch_size: Count
+    batch_size: Size
     # The completions of so many of the questions are also scored under paraphrases, so that SI is known without echo.
     echo: Annotated[int, Field(ge=0)] = 0
-    resamples: Annotated[int, Field(ge=10, lt=2**31)]
+    resamples: Annotated[int, Field(ge=10, le=1_000_000)]
 
 
 def _set_name(value) -> str:
@@ -168,7 +169,7 @@ class Arm(Section):
 
 
 class Lora(Section):
-    r: Count
+    r: Size
     alpha: Positive
     dropout: Annotated[FiniteFloat, Field(ge=0, lt=1)]
     target_modules: Annotated[list[Text], Field(min_length=1)]
@@ -189,7 +190,7 @@ class Trainer(Section):
     ot_layers: Annotated[list[Layer], Field(min_length=1)]
     ot_epsilon: Positive
     ot_budget: NotNegative
-    ot_points: Annotated[int, Field(ge=2, lt=2**31)]
+    ot_points: Annotated[int, Field(ge=2, le=10_000)]
     legibility_steps: Annotated[int, Field(ge=0, lt=2**31)] = 0
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml"] = "none"
     save_steps: Count
@@ -205,16 +206,15 @@ class Trainer(Section):
 class Benchmarks(Section):
     tasks: Annotated[list[TaskName], Field(min_length=1)]
     limit: Count | dict[TaskName, Count] | None
-    batch_size: Count
-    log_samples: bool = False  # lm-eval's samples as JSON lines, in runs/<run>/samples
+    batch_size: Size
 
 
 class Geometry(Section):
     prompts: Annotated[int, Field(ge=2, lt=2**31)]
     max_tokens: Count
     subspace: Count
-    permutations: Annotated[int, Field(ge=19, lt=2**31)]  # fewer could never give p <= 0.05
-    batch_size: Count
+    permutations: Annotated[int, Field(ge=19, le=1_000_000)]  # fewer could never give p <= 0.05
+    batch_size: Size
     infomec: bool = (
         False  # also modularity, compactness and explicitness of what a principle in the prompt does
     )

@@ -381,6 +381,31 @@ def test_a_prompt_does_not_depend_on_the_day(folder):
     assert found == "26 Jul 2024 Hi"
 
 
+def test_of_several_chat_templates_the_default_is_read(folder):
+    plain = assets.load_tokenizer(local(folder)).chat_template
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (folder / "x.json").mkdir()
+    os.mkfifo(folder / "x.txt")
+    assert assets.load_tokenizer(local(folder)).chat_template == plain
+    found = assets.fingerprint(local(folder))["files"]
+    assert "additional_chat_templates/tool_use.jinja" in found and found.keys().isdisjoint(
+        {"x.json", "x.txt"}
+    )
+
+
+def test_a_trial_that_waits_for_a_processor_is_not_refused(monkeypatch):
+    """A second of a processor's time once took five minutes on a busy machine."""
+
+    def slow(command, timeout, **_):
+        if timeout < 5 * 300:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return SimpleNamespace(returncode=0, stdout="")
+
+    monkeypatch.setattr(check.subprocess, "run", slow)
+    assert check.template_fault("{{ messages[1] }}") is None
+
+
 def test_a_folder_does_not_pass_for_a_model_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some" / "model").mkdir(parents=True)

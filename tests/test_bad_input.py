@@ -6,6 +6,7 @@ else a profile, a pool or a file of questions may not say is in the tests of the
 """
 
 import copy
+import gzip
 import json
 import os
 import re
@@ -159,6 +160,17 @@ def earlier(damage):
     return prepare
 
 
+def echo_of(content):
+    """A pool of a profile that wants to read its paraphrases."""
+
+    def prepare(place):
+        (place / "pool.yaml").write_text(yaml.safe_dump({"principles": content}))
+        changes = {"principles.pool": "pool.yaml", "principles.set_size": 2, "sufficiency.echo": 2}
+        return key(*(part for change in changes.items() for part in change))(place)
+
+    return prepare
+
+
 def link_out(name):
     def damage(folder):
         (folder.parents[1] / "outside").mkdir()
@@ -224,6 +236,11 @@ CASES = [
         "entry 1 ('../a'): name: found",
     ),
     ("pool: a forged turn", pool([{"name": "a", "text": "<|im_end|>"}]), "chat-template token '<|im_end|>'"),
+    (
+        "pool: no paraphrases to read",
+        echo_of([{"name": name, "text": f"Be {name}."} for name in ("brief", "kind", "calm", "open")]),
+        "'brief': found no paraphrases",
+    ),
     # -- questions
     ("questions: broken JSON", questions(b'{"question": "A?"}\n{"question": "B?"\n'), "line 2: broken JSON"),
     ("questions: a huge line", questions(b'{"question": "' + b"x" * 9_000_000 + b'"}'), "line 1: too long"),
@@ -287,6 +304,12 @@ CASES = [
         "--allow-code",
     ),
     ("task: a function in disguise", task("doc_to_text: !%66unction x.y\n"), "own.yaml: found code"),
+    (
+        "task: no name for a folder",
+        key("benchmarks.tasks", ["my task.yaml"]),
+        "my task.yaml'; expected a name",
+    ),
+    ("task: a long name", key("benchmarks.tasks", ["x" * 101 + ".yml"]), "at most 100 letters"),
     ("task: a template", task("doc_to_text: \"{{ ''.__class__.__mro__ }}\"\n"), "own.yaml: found code"),
     ("task: an include", task("include: /elsewhere.yaml\n"), "own.yaml: found code"),
     ("reward: code", key("arms.grpo.reward", "os:system"), "reward: os:system: found code", "--allow-code"),
@@ -348,6 +371,21 @@ CASES = [
         earlier(put("run.json", {"stages": {"02_train": 3}, "profile_hash": "", "commit": ""})),
         "run.json: found stages without their times",
     ),
+    (
+        "earlier: a run record of endless times",
+        earlier(
+            put(
+                "run.json",
+                {
+                    "stages": {"x": {"seconds": 10**400, "peak_memory_gb": 1}},
+                    "profile_hash": "",
+                    "commit": "",
+                },
+            )
+        ),
+        "run.json: found stages without their times",
+    ),
+    ("earlier: a run record too deep", earlier(put("run.json", "[" * 200_000)), "run.json: ", "recursion"),
     # -- environment
     ("RANK of nothing", environment("RANK", "x", given("train", "smoke")), "RANK: found 'x'"),
     (
@@ -504,6 +542,18 @@ def test_a_process_of_its_own_is_as_quick_and_loads_no_model_library(name, place
     assert done.returncode == 2
     assert MESSAGE.fullmatch(done.stderr)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("content", [[[]], list(range(3000))])
+def test_damaged_rows_are_told(content, place):
+    """A changed byte in the compressed stream; and a nesting too deep for the reader."""
+    results = Results(load_profile("smoke"), place)
+    path = results.write_raw("select", {"a": content})
+    data = bytearray(path.read_bytes())
+    data[10] ^= 0xFF
+    path.write_bytes(data if len(content) > 1 else gzip.compress(b"[" * 200_000))
+    with pytest.raises(InputError, match="expected the rows of stage select"):
+        results.read_raw("select")
 
 
 def test_a_task_name_with_a_typo_is_refused_before_a_model_is_loaded(place, capsys):

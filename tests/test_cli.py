@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,12 @@ def test_exit_status(error, status, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "run", fail)
     assert cli.main(["run", "cpu"]) == status
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: os.write(-1, b""))])
+def test_the_exit_status_stands_where_standard_error_is_closed(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert cli.main(["cite", "nonsense"]) == 2
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

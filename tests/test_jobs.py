@@ -127,7 +127,7 @@ def test_a_failed_job_is_told_and_stops_no_other(program):
     assert "the same command continues" in str(caught.value) and "\n" not in str(caught.value)
     assert [note["arm"] for note in program.notes()] == ["grpo"]
     with pytest.raises(InputError, match="found nonsense"):
-        program.run(runs[:1], 1)
+        program.run(runs[:1], 99_999_999)
 
 
 def test_a_killed_rank_is_named(tmp_path):

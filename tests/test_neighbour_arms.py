@@ -98,6 +98,13 @@ def test_the_tables_have_every_arm_beside_its_control(run):
     assert len(found) == 6 and set(found) == {len(ARMS)} and made["infomec"]["p_value"].between(0.01, 1).all()
 
 
+def test_a_longer_arm_has_questions_of_its_own_and_begins_as_the_others_do(tmp_path):
+    short = train.training_questions(profile_with(tmp_path, {"grpo": {**PLAIN}}))
+    longer = profile_with(tmp_path, {"grpo": {**PLAIN}, "longer": PLAIN | {"max_steps": 4}})
+    found = train.training_questions(longer)
+    assert len(set(found)) == 2 * len(short) and found[: len(short)] == short
+
+
 def test_reward_is_compared_where_both_have_drifted_as_far():
     """The second arm drifts to 2 at most, which the first one reaches at its second step."""
     training = pd.DataFrame(
@@ -124,6 +131,18 @@ def test_reward_is_compared_where_both_have_drifted_as_far():
         ({"control": "nobody"}, "arms.odd.control: found nobody"),
         ({"preference": {"beta": 1.0}, "merge": {"arms": ["grpo", "scion"], "steps": 0}}, "one of steering"),
         ({"optimizer": "sgd"}, "'adamw', 'scion' or 'muon'"),
+        (
+            {"lambda_ot": 5, "preference": {"beta": 0.1}},
+            "arms.odd.lambda_ot: found 5.0; expected 0.0 where .* preference",
+        ),
+        (
+            {"optimizer": "muon", "preference": {"beta": 0.1}},
+            "arms.odd.optimizer: found 'muon'; expected 'adamw'",
+        ),
+        (
+            {"max_steps": 3, "merge": {"arms": ["grpo", "scion"], "steps": 0}},
+            "max_steps: found 3; expected null",
+        ),
     ],
 )
 def test_impossible_arms_are_refused(tmp_path, changes, message):

@@ -90,6 +90,9 @@ FAULTS = {
     "too long": (entries({"name": "a", "text": "x" * 501}), ["501 characters", "500"]),
     "long antithesis": (entries({**GOOD, "antithesis": "x" * 5000}), ["antithesis", "5000"]),
     "control character": ('principles: [{name: a, text: "Be\\x07brief."}]\n', ["text", "U+0007"]),
+    "hidden tags": ('principles: [{name: a, text: "Be brief.\\U000E0041"}]\n', ["text", "U+E0041"]),
+    "a hidden space": ('principles: [{name: a, text: "Be\\u200bbrief."}]\n', ["text", "U+200B"]),
+    "a hidden mark": ('principles: [{name: a, text: "Be brief.\\u200f"}]\n', ["text", "U+200F"]),
     "null character": ('principles: [{name: a, text: "Be\\0brief."}]\n', ["U+0000"]),
     "lone surrogate": ('principles: [{name: a, text: "Be \\ud800 brief."}]\n', []),
     "direction override": (entries({"name": "a", "text": "Be \u202ebrief."}), ["U+202E"]),
@@ -133,7 +136,13 @@ def test_chat_tokens_are_refused(write, token):
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b and b > c, a|b", "x |> f(y) <| z", "An array[3], <b>bold</b>", "Ça va? \u2713 \U0001f600"]
+    "text",
+    [
+        "a < b and b > c, a|b",
+        "x |> f(y) <| z",
+        "An array[3], <b>bold</b>",
+        "Ça va? \u2713 \U0001f468\u200d\U0001f33e",
+    ],
 )
 def test_ordinary_text_is_safe(text):
     assert find_unsafe(text) is None

@@ -22,6 +22,7 @@ from enigma.llm import loading as assets
 from enigma.llm import prompts
 from enigma.llm.check import check_model
 from enigma.profile import builtin_names, load_profile
+from enigma.record import report
 from enigma.record.cache import Piece
 from enigma.record.cells import csv_text, markdown_table
 from enigma.record.cite import cite
@@ -262,17 +263,24 @@ def test_principles_and_completions_are_escaped_in_markdown():
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+2", "+1+2", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "'=1", '=HYPERLINK("x")', "-", "=", "'"]
+    "text",
+    ["=1+2", "+1+2", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "'=1", '=HYPERLINK("x")', "-", "=", "'"]
+    + ["\uff1d1+2", "\uff0b1", "\uff20A1", "\uff0d1", " =1+2", "\n=1+2", " \uff1d1"],
 )
 def test_a_cell_stays_text_and_comes_back_as_it_was(text, tmp_path):
     """The usual apostrophe, undone by our own reader, so that nothing is lost."""
     frame = pd.DataFrame({"text": [text, "plain"], "number": [-1.5, 2.0]})
     lines = csv_text(frame).replace('"', "").split("\n")
-    assert (lines[1].startswith("'") or text.startswith("\r")) and ",-1.5" in csv_text(frame)
+    assert (lines[1].startswith("'") or text.startswith(("\r", "\n"))) and ",-1.5" in csv_text(frame)
     results = Results(load_profile("smoke"), tmp_path)
     results.write_table("training_groups", frame, "x", "train")
     expected = frame.replace({"\\r": "\\n"}, regex=True)
     pd.testing.assert_frame_equal(results.read_table("training_groups"), expected)
+
+
+def test_a_text_that_holds_our_placeholders_does_not_grow():
+    text = " ".join(f"$\\text{{< \ue000{i + 1}\ue001\ue000{i + 1}\ue001 }}$" for i in range(12))
+    assert len(report._markdown(text)) < 10 * len(text)
 
 
 # ---- no forged turns -----------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ _CHAT_TOKEN = re.compile(
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]",
     re.IGNORECASE,
 )
-_LINE_CONTROLS = frozenset("\n\r\t")
-# They reorder what a reader sees: the text shown would not be the text that the model reads.
-_DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Other invisible characters would hide text from a reader or reorder it: the text shown is the text that the model reads.
+# Joiners are a part of some scripts and of emoji.
+_ALLOWED = frozenset("\n\r\t\u200c\u200d")
 
 
 def normalise(text: str) -> str:
@@ -27,14 +27,14 @@ def normalise(text: str) -> str:
 def find_unsafe(text: str) -> str | None:
     """What makes `text` unfit for a prompt, as a phrase, or None.
 
-    Unfit are control characters (other than line breaks and tabs), direction overrides, lone
+    Unfit are control characters (other than line breaks and tabs), invisible ones (other than joiners), lone
     surrogates, and chat-template tokens, also in their full-width spelling: with them, data
     could forge a turn of the conversation.
     """
     for character in text:
-        if character in _LINE_CONTROLS:
+        if character in _ALLOWED:
             continue
-        if character in _DIRECTION_CONTROLS or unicodedata.category(character) in ("Cc", "Cs"):
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs"):
             return f"control character U+{ord(character):04X}"
     token = _CHAT_TOKEN.search(unicodedata.normalize("NFKC", text))
     return f"chat-template token {token.group()!a}" if token else None

@@ -19,6 +19,7 @@ from enigma.llm.prompts import messages
 
 SHARDS = "model.safetensors.index.json"
 DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", SHARDS)
+PATIENCE = 3600.0  # seconds that a template's trial may wait for a processor; it may use five of one
 LLAMA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -176,6 +177,9 @@ def _template(folder: Path) -> str | None:
         if tokenizer.is_file()
         else None
     )
+    if isinstance(found, list):  # several by name, as `load_tokenizer` has them
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
 
 
@@ -227,7 +231,7 @@ def template_fault(template: str | None) -> str | None:
     chat = json.dumps([template, messages("Why?", "Be brief.")])
     command = [sys.executable, "-I", "-X", "utf8", "-c", _TRIAL]
     try:
-        options = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 60}
+        options = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": PATIENCE}
         done = subprocess.run(command, input=chat, check=False, **options)
         found = done.stdout if done.returncode == 0 else f"ended by signal {-done.returncode}"
     except subprocess.TimeoutExpired:

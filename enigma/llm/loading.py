@@ -30,12 +30,13 @@ def fingerprint(spec, seed: int = 0) -> dict:
         return named | {"shape": spec.config.model_dump(), "seed": seed}
     if spec.source == "hub":
         return named | {"id": spec.id, "revision": spec.revision}
-    files = sorted(
-        path
-        for path in Path(spec.id).iterdir()
-        if path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
-    )
-    return named | {"files": {path.name: file_hash(path) for path in files}}
+    folder = Path(spec.id)
+    files = {
+        path.relative_to(folder).as_posix(): file_hash(path)
+        for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja"))
+        if path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
+    }
+    return named | {"files": files}
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
@@ -52,6 +53,8 @@ def load_tokenizer(spec):
         tokenizer = AutoTokenizer.from_pretrained(
             _where(spec), revision=spec.revision, trust_remote_code=False
         )
+    if isinstance(tokenizer.chat_template, dict):  # the others are for tools, which are never given
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if spec.source in ("hub", "local"):
         if fault := template_fault(tokenizer.chat_template):
             raise InputError(f"model: {spec.id}: {fault}; choose another model")

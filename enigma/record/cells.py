@@ -4,26 +4,33 @@ import html
 import io
 import math
 import re
+import unicodedata
 
 import numpy as np
 import pandas as pd
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "'")
+_FORMULA_STARTS = ("=", "+", "-", "@", "'")
 
 
 def escape_cell(text: str) -> str:
     """Text that a spreadsheet would run as a formula, or that begins with an apostrophe, gets a leading apostrophe.
 
-    These are texts beginning with = + - @ or tab. Numbers, also those held as text ("-0.5"), are never touched.
-    Carriage returns become line feeds. `unescape_cell` is the inverse. By hand, since no CSV writer does it.
+    These are texts beginning with tab, or with = + - @ in any width, also after white space. Numbers, also those held as
+    text ("-0.5"), are never touched. Carriage returns become line feeds. `unescape_cell` is the inverse. By hand, since no
+    CSV writer does it.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "'" + text if text.startswith(_FORMULA_STARTS) and not _is_number(text) else text
+    return "'" + text if _is_formula(text) and not _is_number(text) else text
 
 
 def unescape_cell(text: str) -> str:
     """The text that `escape_cell` was given."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    first = unicodedata.normalize("NFKC", text.lstrip()[:1])
+    return text.startswith("\t") or first.startswith(_FORMULA_STARTS)
 
 
 def _is_number(text: str) -> bool:

@@ -172,7 +172,7 @@ def read_json(path: Path, keys: Sequence[str] = ()) -> dict:
             raise ValueError(f"found {type(value).__name__}")
         if missing := [key for key in keys if key not in value]:
             raise ValueError(f"found no {missing[0]}")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise InputError(
             f"{path}: {found}; expected a JSON object; delete the file and run the notebook again"

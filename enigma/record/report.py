@@ -157,6 +157,8 @@ def _markdown(text: str) -> str:
         formulas.append(_formula(formula, "block" if found[1] else "inline"))
         return PLACE.format(len(formulas) - 1)
 
+    # A text's own placeholders would be filled too, within formulas again and again.
+    text = text.translate(dict.fromkeys(map(ord, PLACE.format(""))))
     page = markdown2html_mistune(MATH.sub(keep, text))
     page = re.sub(r'<a class="anchor-link".*?</a>', "", page)
     page = _safe(re.sub(r"<(/?)h([1-4])\b", lambda tag: f"<{tag[1]}h{int(tag[2]) + 1}", page))

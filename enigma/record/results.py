@@ -18,8 +18,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import os
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -145,7 +147,7 @@ class Results:
         path = self._path(self.raw, stage, ".json.gz", write=False)
         try:
             return json.loads(gzip.decompress(path.read_bytes()).decode("utf-8", "surrogatepass"))
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
             found = " ".join(str(error).split())
             raise InputError(
                 f"{path}: {found}; expected the rows of stage {stage}; run that notebook again"
@@ -251,8 +253,12 @@ class Results:
         """run.json. Raises InputError where it is missing or damaged."""
         record = read_json(self.folder / RECORD, ("stages", "profile_hash", "commit"))
         try:
-            [(float(one["seconds"]), float(one["peak_memory_gb"])) for one in record["stages"].values()]
-        except (AttributeError, LookupError, TypeError, ValueError):
+            times = [
+                float(one[key]) for one in record["stages"].values() for key in ("seconds", "peak_memory_gb")
+            ]
+            if not all(map(math.isfinite, times)):
+                raise ValueError
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             raise InputError(
                 f"{self.folder / RECORD}: found stages without their times; expected a run record; delete the file and run again"
             ) from None

@@ -10,6 +10,7 @@ from enigma.data.questions import check_questions
 from enigma.errors import InputError
 from enigma.llm.check import check_model
 from enigma.profile import Profile
+from enigma.stages.select import wordings
 from enigma.stages.train import arm_settings
 from enigma.tasks.catalogue import check_data
 
@@ -25,6 +26,8 @@ def check_inputs(profile: Profile) -> list[Principle]:
             f"profile {profile.name}: principles.set_size: found {profile.principles.set_size}; expected at most half of the "
             f"pool's {len(pool)} principles, for a high and a low set; lower it"
         )
+    if profile.sufficiency.echo:
+        wordings(pool)
     heldout = max(profile.sufficiency.heldout, profile.geometry.prompts)
     check_questions(
         profile.questions, {"select": profile.sufficiency.questions, "train": 1, "heldout": heldout}

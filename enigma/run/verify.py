@@ -40,7 +40,7 @@ def verify(profile, results: Results) -> list[tuple[str, str]]:
             frames |= {table: written(frame) for table, frame in made.items()}
             if not results.read_only and stage is not create:
                 found.append((f"rows of {name}", _rows_fault(profile, results, stage, raw)))
-        except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (InputError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"its rows are missing or damaged ({' '.join(str(error).split()):.160})"
             found.append((f"stage {name}", told))
         for table, caption in stage.CAPTIONS.items():

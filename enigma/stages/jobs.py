@@ -136,7 +136,7 @@ def run(profile, root: Path, logs: dict[tuple[str, int], Path], how: How) -> Non
         while waiting or running:
             while waiting and len(running) < how.jobs:
                 one = waiting.pop(0)
-                slot = min(set(range(how.jobs)) - {taken for _, taken in running.values()})
+                slot = min(set(range(min(how.jobs, len(logs)))) - {taken for _, taken in running.values()})
                 running[one] = _start(profile, root, one, logs[one], how, slot), slot
             for one, (process, _) in list(running.items()):
                 if (status := process.poll()) is None:

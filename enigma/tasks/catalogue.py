@@ -9,6 +9,7 @@ import csv
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,11 @@ def check_data(names: Sequence[str]) -> None:
         )
     _check_names([name for name in names if name not in (*OWN_TASKS, *LAYOUTS) and not _is_file(name)])
     for name in names:
+        # A folder of results gets this name, with the arm's and the seed's.
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", Path(name).stem if _is_file(name) else name):
+            raise InputError(
+                f"benchmarks.tasks: found {name!a:.200}; expected a name of at most 100 letters, digits, _ . and -; rename it"
+            )
         if _is_file(name) and not Path(name).is_file():
             raise InputError(
                 f"benchmarks.tasks: {name}: no such file; expected an lm-eval task; correct the path"
