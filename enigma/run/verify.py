@@ -20,6 +20,7 @@ from enigma.stages import all_stages, create, short_name
 RELATIVE = 1e-5
 ABSOLUTE = 1e-9  # beside numbers that are zero but for rounding
 MANIFEST = "manifest.json"
+WITH_SIDECAR = (".csv", ".png", ".pdf", ".json")  # not the pool that `enigma create` writes
 
 
 def verify(profile, results: Results) -> list[tuple[str, str]]:
@@ -114,7 +115,7 @@ def _sidecars(results: Results) -> list[tuple[str, str]]:
     """Figures and tables against their sidecars, and figures against the tables that they were drawn from."""
     found = []
     for kind, what in ((FIGURE, "figure"), (TABLE, "sidecar of table")):
-        files = sorted(path for path in (results.folder / kind).glob("*") if path.is_file())
+        files = sorted(path for path in (results.folder / kind).glob("*") if path.suffix in WITH_SIDECAR)
         found += [
             (f"{what} {name}", results.fault(kind, name)) for name in dict.fromkeys(p.stem for p in files)
         ]
