@@ -335,7 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     before = signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows what it can
-        if hasattr(stream, "reconfigure"):
+        with contextlib.suppress(AttributeError, OSError):  # it may be none, or closed
             stream.reconfigure(errors="backslashreplace")
     try:
         given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]

@@ -55,7 +55,11 @@ def test_exit_status(error, status, monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: os.write(-1, b""))])
+def _closed(*_, **__):
+    os.write(-1, b"")
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=_closed, reconfigure=_closed)])
 def test_the_exit_status_stands_where_standard_error_is_closed(stream, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     assert cli.main(["cite", "nonsense"]) == 2
