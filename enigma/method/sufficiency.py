@@ -22,10 +22,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import log_softmax, logsumexp
 
-from enigma.method.infonce import infonce_terms, row_bound
 from enigma.method.stats import Interval, ratio_difference, ratio_interval
 
 TINY = 1e-290  # below it a sum of exponentials loses digits
@@ -130,6 +128,10 @@ def sampled_information(scores: list, source: list) -> Ratio:
     The row bound of `mutual_information_bounds`, principle by principle. For a critic that did not write the completions it
     is a Barber-Agakov lower bound of the information. `source`: for each question (N,) integers in [0, K).
     """
+    import torch  # here, since a command that refuses its input loads no torch
+
+    from enigma.method.infonce import infonce_terms, row_bound
+
     information, weight = [], []
     for matrix, own in zip(scores, source, strict=True):
         losses = infonce_terms(torch.as_tensor(matrix, dtype=torch.float64), torch.as_tensor(own)).row
