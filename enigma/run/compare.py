@@ -84,7 +84,7 @@ def table_verdict(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> Verdic
     alone = len(mine) + len(theirs) - 2 * len(both)
     agree, compared = 0, alone
     for low, high in pairs:
-        ends = both[[low, high, f"{low}_reference", f"{high}_reference"]].dropna(how="all")
+        ends = both[[low, high, f"{low}_reference", f"{high}_reference"]].astype(float).dropna(how="all")
         compared += len(ends)
         bounded = ~np.isinf(ends[[low, high]]).all(axis=1)  # an interval without ends meets everything
         meet = (ends[low] <= ends[f"{high}_reference"]) & (ends[f"{low}_reference"] <= ends[high])

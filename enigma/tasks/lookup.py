@@ -46,7 +46,7 @@ def _files_of(task: Path) -> set[Path]:
         return set()
     text = task.read_text(encoding="utf-8", errors="replace")
     try:
-        said = yaml.load(text, _Unread)
+        said = _Unread(text).get_single_data()
     except yaml.YAMLError:
         said = None
     said = said if isinstance(said, dict) else {}
