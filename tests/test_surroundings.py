@@ -6,8 +6,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from enigma.errors import InputError
@@ -112,6 +114,46 @@ def test_a_user_without_name_or_home(one_notebook, tmp_path):
         _, error = process.communicate(timeout=300)
         assert process.returncode == status, error.decode()
     assert error.decode().startswith("error: ENIGMA_CACHE: found none, and could not determine the home")
+
+
+WAIT = """
+from pathlib import Path
+import time
+Path("kernel").write_text(str(os.getpid()))
+while not Path("go").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(one_notebook, tmp_path):
+    """The first holds the folder from its beginning to its end, also while no notebook writes; SIGKILL frees it."""
+    with (one_notebook / "01_first.py").open("a", encoding="utf-8") as file:
+        file.write(WAIT)
+    first, pid = run(one_notebook, tmp_path / "results", tmp_path), tmp_path / "kernel"
+    try:
+        for killed in ("the kernel", "the run"):
+            while not (pid.exists() and pid.read_text()) and first.poll() is None:
+                time.sleep(0.1)
+            kernel = psutil.Process(int(pid.read_text()))
+            pid.unlink()
+            if killed == "the kernel":
+                second = run(one_notebook, tmp_path / "results", tmp_path)
+                error = second.communicate(timeout=300)[1].decode()
+                assert second.returncode == 2 and "expected one run of a profile at a time; wait" in error
+                kernel.kill()
+                error = first.communicate(timeout=300)[1].decode()
+                assert first.returncode == 1 and "01_first: the kernel died with" in error.splitlines()[-1]
+                first = run(one_notebook, tmp_path / "results", tmp_path)
+        first.kill()
+        psutil.wait_procs([kernel], timeout=60)
+        assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "go").touch()
+        third = run(one_notebook, tmp_path / "results", elsewhere)
+        assert third.communicate(timeout=300) and third.returncode == 0
+    finally:
+        first.kill()
 
 
 def test_too_little_address_space_is_one_line(one_notebook, tmp_path):
