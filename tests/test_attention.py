@@ -116,10 +116,12 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_head_s_gradient_is_autograd_s(dtype):
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(600, 16, generator=generator, dtype=dtype, requires_grad=True)  # more than one piece
-    weight = torch.randn(50, 16, generator=generator, dtype=dtype)
-    labels = torch.randint(50, (600,), generator=generator)
-    upstream = torch.randn(600, generator=generator, dtype=dtype)
+    n, v = head.POSITIONS + 90, 2 * head.VOCABULARY + 30  # more than one piece of both
+    hidden = torch.randn(n, 16, generator=generator, dtype=dtype, requires_grad=True)
+    weight = torch.randn(v, 16, generator=generator, dtype=dtype)
+    weight[-1] *= 30  # the last block brings the largest logits, which scale all sums before
+    labels = torch.randint(v, (n,), generator=generator)
+    upstream = torch.randn(n, generator=generator, dtype=dtype)
     logps, entropies = head._ChosenLogps.apply(hidden, weight, labels)
     plain = torch.distributions.Categorical(logits=hidden @ weight.T)
     torch.testing.assert_close(logps, plain.log_prob(labels))
@@ -171,8 +173,8 @@ def test_copies_of_the_log_probabilities_are_known_for_what_they_are():
 def test_logits_are_not_rounded_to_sixteen_bits():
     """Of bfloat16 states and weights the log-probabilities are those of float32 products, autocast or not."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (40, 500))
-    labels = torch.randint(0, 500, (40,), generator=generator)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (40, 2500))
+    labels = torch.randint(0, 2500, (40,), generator=generator)
     exact = torch.log_softmax(hidden.double() @ weight.double().T, -1).gather(-1, labels[:, None])[:, 0]
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = head._ChosenLogps.apply(hidden, weight, labels)

@@ -1,17 +1,16 @@
-"""Log-probabilities of chosen tokens without the logits: the head, a few positions at a time, inside the model's forward.
+"""Log-probabilities of chosen tokens without the logits: the head, block by block, inside the model's forward.
 
-Logits are a step's largest tensor, and autograd keeps a float32 copy and a gradient of the same size. Here the logits
-of a few positions are made, used and dropped. What the backward pass needs of a position is one vector,
+Logits are a step's largest tensor, and autograd keeps a float32 copy and a gradient of the same size. Here those of a few
+positions and a part of the vocabulary are made, used and dropped. What the backward pass needs of a position is one vector,
 
     d log p(t | h) / d h = W^T (onehot(t) - p),
 
-taken while p is there. That holds while the head itself is not trained, as with LoRA, or where nothing has a gradient.
+summed while p is there. That holds while the head itself is not trained, as with LoRA, or where nothing has a gradient.
 A head that is trained, or logits that a model changes afterwards (a soft cap, a scale), go the ordinary way. Logits are
 float32 whatever the model's dtype: in bfloat16 their rounding alone costs 0.07 nats of a principle's contrast over 48
 tokens. Source: our choice [D].
 """
 
-from collections.abc import Callable
 from contextlib import contextmanager
 from weakref import WeakSet
 
@@ -22,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from enigma.llm.packing import unwrap
 
-POSITIONS = 256  # at a time; a matter of memory and of how often the weights are read
+POSITIONS, VOCABULARY = 512, 1024  # at a time: two megabytes of logits, which a cache holds
 _changed_afterwards: WeakSet = WeakSet()  # heads whose logits the model goes on to change
 
 
@@ -74,21 +73,14 @@ class _ChosenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor):
-        logps, entropies, slopes = [], [], []
-        project = _projection(hidden, weight)
-        for some, label in zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True):
-            scores = torch.log_softmax(project(some), dim=-1)
-            p = scores.exp()
-            logps.append(scores.gather(-1, label[:, None])[:, 0])
-            entropies.append(-torch.linalg.vecdot(p, scores))
-            if ctx.needs_input_grad[0]:
-                error = p.neg_().scatter_add_(-1, label[:, None], p.new_ones(len(label), 1))
-                slopes.append(error.to(weight.dtype) @ weight)
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype))
-        entropies = torch.cat(entropies)
+        slope = ctx.needs_input_grad[0]
+        parts = zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True)
+        found = zip(*(_blockwise(some, weight, label, slope) for some, label in parts), strict=True)
+        logps, entropies, slopes = (torch.cat(pieces) for pieces in found)
+        if slope:
+            ctx.save_for_backward(slopes.to(hidden.dtype))
         ctx.mark_non_differentiable(entropies)
-        return torch.cat(logps), entropies
+        return logps, entropies
 
     @staticmethod
     def backward(ctx, gradient: Tensor, _):
@@ -96,18 +88,42 @@ class _ChosenLogps(torch.autograd.Function):
         return gradient[:, None].to(slopes.dtype) * slopes, None, None
 
 
-def _projection(hidden: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+def _blockwise(hidden: Tensor, weight: Tensor, labels: Tensor, slope: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and entropies (n,), and the slopes d log p / d h (n, d), a block of the vocabulary at a time.
+
+    Of the blocks so far the sums of e = exp(s - m), of e s and of e W are kept, with m the largest logit; a block with a
+    larger one scales them. A block's logits never leave the processor's cache. Without `slope` the last result is (n, 0).
+    """
+    zeros = torch.zeros_like(labels, dtype=torch.promote_types(weight.dtype, torch.float32))
+    largest, chosen, total, moment = zeros - torch.inf, zeros, zeros, zeros
+    pull = zeros[:, None].expand(-1, hidden.shape[1] if slope else 0)
+    size = VOCABULARY if hidden.device.type == "cpu" else 32 * VOCABULARY  # on a GPU few kernels count
+    for start in range(0, len(weight), size):
+        block = weight[start : start + size]
+        logits = _logits(hidden, block)
+        place = labels - start
+        inside = (place >= 0) & (place < len(block))
+        here = logits.gather(-1, place.clamp(0, len(block) - 1)[:, None])[:, 0]
+        chosen = torch.where(inside, here, chosen)
+        before, largest = largest, torch.maximum(largest, logits.amax(-1))
+        scale = (before - largest).exp()
+        e = (logits - largest[:, None]).exp_()
+        total = total * scale + e.sum(-1)
+        moment = moment * scale + torch.linalg.vecdot(e, logits)
+        if slope:
+            pull = pull * scale[:, None] + e.to(weight.dtype) @ block
+    normaliser = largest + total.log()
+    slopes = weight[labels] - pull / total[:, None] if slope else pull
+    return chosen - normaliser, normaliser - moment / total, slopes
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """States (n, d) to float32 logits (n, V), or float64 ones of a float64 model; autocast has no say."""
     if weight.is_cuda and weight.dtype != torch.float32 and hidden.dtype == weight.dtype:
-        return lambda some: torch.mm(some, weight.t(), out_dtype=torch.float32)  # no copy of the weights
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)  # no copy of the weights
     exact = torch.promote_types(weight.dtype, torch.float32)
-    wide = weight.to(exact)
-
-    def project(some: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(some.to(exact), wide)
-
-    return project
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.to(exact), weight.to(exact))
 
 
 def _from_logits(logits: Tensor, labels: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
