@@ -1,5 +1,7 @@
 """docs/method.md: every citation finds what it cites, every equation is computed somewhere, table 1 is the registry's."""
 
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -64,6 +66,18 @@ def test_numbers_run_from_one_without_a_gap_or_a_repeat():
 def test_every_equation_is_computed_where_a_docstring_cites_it():
     computed = {n for file, kind, n in CITED if kind == "equation" and file.startswith("enigma")}
     assert set(THERE["equation"]) - computed == set()
+
+
+def test_table_2_names_for_every_equation_a_function_that_cites_it():
+    rows = re.findall(r"^\| ([\d, ]+) \| [^|]+ \| `(enigma\.[\w.]+)` \|$", METHOD, re.MULTILINE)
+    for listed, name in rows:
+        found = pkgutil.resolve_name(name)
+        text = re.sub(r"\s+", " ", inspect.getdoc(found) + (inspect.getmodule(found).__doc__ or ""))
+        named = {n for match in CITATIONS["equation"].finditer(text) for n in numbers(match[1])}
+        assert set(listed.split(", ")) <= named, (name, listed)
+    assert sorted(int(n) for listed, _ in rows for n in listed.split(", ")) == sorted(
+        map(int, THERE["equation"])
+    )
 
 
 @pytest.mark.parametrize("claim", REGISTRY, ids=lambda claim: claim.id)

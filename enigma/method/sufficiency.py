@@ -73,7 +73,7 @@ def share_of_known(information, k: int):
 
 
 def principle_information(scores: list, critic: list | None = None) -> Ratio:
-    """Rao-Blackwellised information about each principle of a pool, (K, questions) sums.
+    """Rao-Blackwellised information about each principle of a pool, (K, questions) sums; pi is the posterior of eq. 9.
 
         I_k = sum_i pi_ik (log K + log q_ik) / sum_i pi_ik                                           (eq. 12)
 
@@ -97,7 +97,7 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
 
     where q(S) is the reader's posterior within the set. A completion counts as far as it may have been written under
     one of the set's principles. `sets`: (sets, size) indices in [0, K). `scores`, `critic` as in
-    `principle_information`.
+    `principle_information`. With a trained arm's scores and the untrained model as critic it is legibility (eq. 14).
     """
     sets = np.asarray(sets)
     member = np.zeros((np.shape(scores[0])[1], len(sets)))

@@ -59,7 +59,7 @@ def sinkhorn_divergence(
     max_points: int = 1024,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Debiased Sinkhorn divergence of two clouds, a scalar without unit (squared distance over `scale`).
+    """Debiased Sinkhorn divergence of two clouds (eq. 6), a scalar without unit (squared distance over `scale`).
 
     x: (n, d); y: (m, d); n and m may differ. Any floating type, inside or outside autocast: all arithmetic is
     float64 (on the CPU where the device has none) and the result is float32, or float64 if an input is.
