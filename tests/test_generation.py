@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import chi2
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from enigma.llm.sampling import Writer, draw_completions, kept_weights, merged_adapter
+from enigma.llm.sampling import FEW, Writer, draw_completions, kept_weights, merged_adapter, weights_first
 
 
 def gemma(toy_tokenizer):
@@ -26,6 +26,20 @@ def gemma(toy_tokenizer):
         eos_token_id=1,
     )
     return Gemma3ForCausalLM(config)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 5), (2, FEW)], ids=["a row", "few", "many"])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_products_of_few_rows_are_those_of_the_layer_and_leave_it_as_it_was(shape, bias):
+    layer = torch.nn.Linear(16, 24, bias=bias)
+    x = torch.randn(*shape, 16)
+    expected = layer(x)
+    with pytest.raises(KeyError), weights_first(torch.nn.Sequential(layer)):
+        torch.testing.assert_close(layer(x), expected)
+        assert "forward" in layer.__dict__
+        raise KeyError
+    assert torch.equal(layer(x), expected) and "forward" not in layer.__dict__
 
 
 LONG, SHORT, OTHER = list(range(10, 34)), list(range(10, 20)), [*range(10, 19), 40, 41]
