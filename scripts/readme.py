@@ -26,7 +26,7 @@ TABLES = {
     "training_checks": "arm seed reward_start reward_end gain zero_spread_share",
     "sweep": "lambda_sami held_by budget reward_strict row_bound_base_critic perplexity_base drift",
     "placement": "placement contrast k questions si carried",
-    "coverage": "of k share questions coverage percentile",
+    "coverage": "of k share questions coverage percentile student",
 }
 # Block: file below benchmarks, its part, and those of these columns that it has.
 MEASURED = {

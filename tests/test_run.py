@@ -230,7 +230,7 @@ def test_a_stale_or_foreign_figure_is_not_shown(tiny, copied):
 
 def test_only_a_complete_run_of_one_clean_commit_is_published(tiny, copied, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "code_commit", lambda: "0" * 40)
-    with pytest.raises(InputError, match="expected one commit of a clean tree"):
+    with pytest.raises(InputError, match="expected rows of one commit"):
         publish.publish(tiny.profile, copied, tmp_path / "reference")
     shutil.rmtree(next(copied.pieces.glob("train/grpo-s0/*")))
     with pytest.raises(InputError, match="not complete"):

@@ -22,8 +22,8 @@ FOLDERS = ("raw", "tables", "figures", "notebooks")
 def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
     """Copy a finished run into the reference, with the adapters of the main arms' first seed, and a list of hashes.
 
-    Raises InputError for a run that is not complete, whose pieces were made by more than one commit, or by a tree with
-    changes that were not committed.
+    Raises InputError for a run that is not complete, whose rows were made by more than one commit, whose tables are not of the
+    commit checked out, or where a tree had changes that were not committed.
     """
     try:
         complete = is_complete(profile, results)
@@ -34,22 +34,21 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
             f"{results.folder}: the run is not complete; expected every piece and table; finish it first"
         )
     store = results.store
-    commits = {
-        store.made(piece)["commit"] for stage in all_stages() for piece in stage.pieces(profile, store)
-    }
-    commits |= {results.read_record()["commit"], code_commit()}
+    rows = {store.made(piece)["commit"] for stage in all_stages() for piece in stage.pieces(profile, store)}
     for (
         item
-    ) in results.catalogue():  # a table of no stage, such as `enigma create` writes, is published with them
-        commits |= {one["commit"] for one in item.sidecar.get("made", [])}
+    ) in results.catalogue():  # one of no stage, such as `enigma create` writes, is published with them
+        rows |= {one["commit"] for one in item.sidecar.get("made", [])}
         if item.sidecar["profile_hash"] != profile.hash:
             raise InputError(
                 f"{results.folder}: {item.name} was made with another profile; expected {profile.hash}; make it again, or remove it"
             )
-    if len(commits) > 1 or any("+" in commit or commit == "unknown" for commit in commits):
+    # Rows are kept where code that makes none has changed; tables and figures are always those of the code checked out.
+    tables = {results.read_record()["commit"], code_commit()}
+    if len(rows) > 1 or len(tables) > 1 or any("+" in one or one == "unknown" for one in rows | tables):
         raise InputError(
-            f"{results.folder}: found work of {', '.join(sorted(commits))}; expected one commit of a clean tree, the one that is "
-            "checked out; run it again there"
+            f"{results.folder}: found rows of {', '.join(sorted(rows))} and tables of {', '.join(sorted(tables))}; expected "
+            "rows of one commit, tables of the one that is checked out, and both trees clean; run it again there"
         )
     faults = [f"{what}: {fault}" for what, fault in verify(profile, results) if fault]
     faults += [
