@@ -90,11 +90,14 @@ plt.show()
 # %% [markdown]
 # ## 3. The Sufficiency Index
 #
-# The mean logarithm of the posterior above that of guessing, as a share of all there is to know. 1: the text gives its principle away.
+# For each principle, how far the logarithm of its posterior lies above that of guessing, a mean over the completions in which each
+# counts by that posterior (12); as a share of all there is to know. 1: the text gives its principle away.
 # 0: it says nothing. Measured before training, it says which principles a model's reasoning can carry at all. Here the whole completion
 # is read; stage 1 reads the reasoning alone. What a principle is compared with matters too: SI is of a principle *among others*.
 #
-# $$SI = \frac{I(Y; C \mid X)}{\log K} \tag{11}$$
+# $$SI_k = \frac{I_k}{\log K} \tag{11}$$
+#
+# $$I_k = \frac{\sum_i \pi_{ik} (\log K + \log \pi_{ik})}{\sum_i \pi_{ik}} \tag{12}$$
 
 # %%
 index = sufficiency_index([scores.numpy()])

@@ -57,4 +57,4 @@ figures.table(answers.rename(columns=names), f"{question} ({principle})", 2)
 
 # %% [markdown]
 # A high number in the column of your principle: the answer gives it away. Equal numbers: nobody could see which one it was. A word of warning: the models have
-# 135 million parameters and were trained for a dozen steps.
+# 135 million parameters and were trained for a few steps.

@@ -52,6 +52,24 @@ def test_the_index_is_the_information_as_a_share_and_its_plain_form_the_row_boun
     assert plain.information / plain.weight == pytest.approx(np.array(bounds))
 
 
+def test_an_interval_is_of_one_row_and_scores_are_matrices():
+    scores = list(np.random.default_rng(1).normal(size=(8, 4, 4)))
+    ratio = si.principle_information(scores)
+    found = ratio.at(2).interval(4)
+    assert (
+        found.value == pytest.approx(si.sufficiency_index(scores)[2]) and found.low < found.value < found.high
+    )
+    with pytest.raises(ValueError, match=r"expected one, \(questions,\)"):
+        ratio.interval(4)
+    for wrong in (scores[0], [np.full((4, 4), np.nan)]):
+        with pytest.raises(ValueError, match="expected for each question a matrix"):
+            si.sufficiency_index(wrong)
+    foreign = si.principle_information(scores, [-20 * s for s in scores]).at(0).interval(4, floor=-math.inf)
+    assert foreign.low < foreign.value < 0, (
+        "another reader's bound may lie below zero, and its interval with it"
+    )
+
+
 @pytest.mark.parametrize("scale", [1, 2000])
 def test_a_pool_of_two_hundred_is_not_measured_one_set_at_a_time(scale):
     """Nor one cell at a time where completions are long, so that most sets are far from the best principle."""

@@ -39,9 +39,21 @@ class Ratio(NamedTuple):
         """SI (...,) over all questions, for K competing principles."""
         return share_of_known(self.information.sum(-1) / self.weight.sum(-1), k)
 
-    def interval(self, k: int) -> Interval:
-        """SI with its 95 % interval over questions. The information lies in [0, log K], and so the ends in [0, 1]."""
-        found = ratio_interval(self.information, self.weight, support=(0.0, math.log(k)))
+    def at(self, i: int) -> Ratio:
+        """One principle's, or one set's: a row (questions,)."""
+        return Ratio(self.information[i], self.weight[i])
+
+    def interval(self, k: int, floor: float = 0.0) -> Interval:
+        """SI of one row with its 95 % interval over questions, at most 1 and at least `floor` / log K.
+
+        The model's own information is 0 at least; for another reader's bound, which may lie below, give -inf.
+        Raises ValueError for more than one row.
+        """
+        if np.ndim(self.weight) != 1:
+            raise ValueError(
+                f"found rows of shape {np.shape(self.weight)}; expected one, (questions,); take it with .at(i)"
+            )
+        found = ratio_interval(self.information, self.weight, support=(floor, math.log(k)))
         return Interval(*(share_of_known(end, k) for end in found))
 
     def gain(self, other: Ratio, k: int, level: float = 0.95) -> Interval:
@@ -50,10 +62,13 @@ class Ratio(NamedTuple):
 
 
 def sufficiency_index(scores: list, critic: list | None = None) -> np.ndarray:
-    """SI of each principle of a pool, (K,), at most 1: eq. 11 with the information of eq. 12.
+    """SI of each principle of a pool, (K,), at most 1: SI_k = I_k / log K, eq. 11 with the information of eq. 12.
 
-    `scores`: for each question the (N, K) matrix, in nats, of the model that wrote the completions. `critic`: matrices of
-    another reader. Intervals over questions: `principle_information(...).interval(K)`. Source: our choice [D].
+    `scores`: for each question the (N, K) matrix of summed log-probabilities, in nats, of the model that wrote the
+    completions; which principle each was sampled under does not matter. `critic`: matrices of another reader. A few
+    questions can give a number below 0. Interval of principle i over questions:
+    `principle_information(scores).at(i).interval(K)`. Raises ValueError for what is not a list of matrices without NaN.
+    Source: our choice [D].
     """
     return principle_information(scores, critic).sufficiency(np.shape(scores[0])[1])
 
@@ -61,8 +76,8 @@ def sufficiency_index(scores: list, critic: list | None = None) -> np.ndarray:
 def set_sufficiency_index(scores: list, sets, critic: list | None = None) -> np.ndarray:
     """SI of each set of principles, (sets,), at most 1: eq. 11 with the information of eq. 13.
 
-    `sets`: (sets, size) indices in [0, K); the rest as in `sufficiency_index`. Intervals over questions:
-    `set_information(...).interval(size)`. Source: our choice [D].
+    `sets`: (sets, size) indices in [0, K); the rest as in `sufficiency_index`. Interval of set i over
+    questions: `set_information(scores, sets).at(i).interval(size)`. Source: our choice [D].
     """
     return set_information(scores, sets, critic).sufficiency(np.shape(sets)[1])
 
@@ -83,8 +98,8 @@ def principle_information(scores: list, critic: list | None = None) -> Ratio:
     """
     information, weight = [], []
     for own, read in zip(scores, critic or scores, strict=True):
-        posterior = np.exp(log_softmax(np.asarray(own, dtype=float), axis=1))
-        gain = math.log(posterior.shape[1]) + log_softmax(np.asarray(read, dtype=float), axis=1)
+        posterior = np.exp(log_softmax(_matrix(own), axis=1))
+        gain = math.log(posterior.shape[1]) + log_softmax(_matrix(read), axis=1)
         information.append((posterior * gain).sum(0))
         weight.append(posterior.sum(0))
     return Ratio(np.stack(information, axis=-1), np.stack(weight, axis=-1))
@@ -104,8 +119,8 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
     np.put_along_axis(member, sets.T, 1.0, axis=0)
     information, weight = np.empty((len(sets), len(scores))), np.empty((len(sets), len(scores)))
     for q, (own, read) in enumerate(zip(scores, critic or scores, strict=True)):
-        posterior = np.exp(log_softmax(np.asarray(own, dtype=float), axis=1))
-        read = np.asarray(read, dtype=float)
+        posterior = np.exp(log_softmax(_matrix(own), axis=1))
+        read = _matrix(read)
         read = read - read.max(axis=1, keepdims=True)
         # Sums over the members of all sets as products of matrices: a large pool has thousands of sets.
         mass, total = posterior @ member, np.exp(read) @ member
@@ -120,6 +135,15 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
             - (mass * within_set).sum(0)
         )
     return Ratio(information, weight)
+
+
+def _matrix(scores) -> np.ndarray:
+    matrix = np.asarray(scores, dtype=float)
+    if matrix.ndim != 2 or np.isnan(matrix).any():
+        raise ValueError(
+            f"scores: found shape {matrix.shape} or NaN; expected for each question a matrix (completions, principles)"
+        )
+    return matrix
 
 
 def sampled_information(scores: list, source: list) -> Ratio:

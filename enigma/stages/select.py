@@ -6,6 +6,7 @@ questions, and the sets that stage 2 trains on.
 """
 
 import functools
+import math
 import re
 import sys
 
@@ -170,16 +171,14 @@ def sufficiency_table(
         echo_free = si.principle_information(*again) if echoed else None
         for i, p in enumerate(pool):
             head = {"level": "principle", "name": p.name, "family": p.family, "members": p.name, "span": span}
-            rows.append(
-                head | _row(len(pool), _at(single, i), _at(plain, i), echo_free and _at(echo_free, i))
-            )
+            rows.append(head | _row(len(pool), single.at(i), plain.at(i), echo_free and echo_free.at(i)))
         for name, members in everything.items():
             kept = si.within(scores, source, members)
             names = ";".join(pool[i].name for i in members)
             head = {"level": "set", "name": name, "members": names, "span": span}
             own, sampled = si.set_information(scores, [members]), si.pooled(si.sampled_information(*kept))
-            echo_free_set = _at(si.set_information(again[0], [members], again[1]), 0) if echoed else None
-            rows.append(head | _row(len(members), _at(own, 0), sampled, echo_free_set))
+            echo_free_set = si.set_information(again[0], [members], again[1]).at(0) if echoed else None
+            rows.append(head | _row(len(members), own.at(0), sampled, echo_free_set))
     return pd.DataFrame(rows)
 
 
@@ -192,14 +191,10 @@ def _items(names: list[str], ratio: si.Ratio) -> pd.DataFrame:
     return pd.DataFrame(columns | {"information": ratio.information.ravel(), "weight": ratio.weight.ravel()})
 
 
-def _at(ratio: si.Ratio, i: int) -> si.Ratio:
-    return si.Ratio(ratio.information[i], ratio.weight[i])
-
-
 def _row(k: int, own: si.Ratio, plain: si.Ratio, paraphrase: si.Ratio | None) -> dict:
     found = {"si": own.interval(k), "si_plain": plain.interval(k)}
     if paraphrase is not None:
-        found["si_paraphrase"] = paraphrase.interval(k)
+        found["si_paraphrase"] = paraphrase.interval(k, floor=-math.inf)
     row = {"k": k, "questions": len(own.weight), "information": found["si"].value * np.log(k)}
     for name, interval in found.items():
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
