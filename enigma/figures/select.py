@@ -21,6 +21,9 @@ def fig1_sufficiency(profile, sufficiency, selection):
     for y, row in enumerate(single.itertuples(), start=len(sets) + 1):
         colour = COLOURS[chosen.get(row.name, "")]
         if "si_paraphrase" in single:
+            axes.hlines(
+                y, row.si_paraphrase_low, row.si_paraphrase_high, color=colour, lw=0.5, ls=":", zorder=0
+            )
             axes.plot(row.si_paraphrase, y, "o", mfc="white", mec=colour, ms=4.5, zorder=1)
         forest(axes, single.loc[[row.Index]], [y], colour, names=ENDS, ms=5)
     for y, row in enumerate(sets.itertuples()):
@@ -29,14 +32,16 @@ def fig1_sufficiency(profile, sufficiency, selection):
     heights = [y for y in range(lines) if y != len(sets)]
     axes.set_yticks(heights, [*(f"set {name}" for name in sets["name"]), *single["name"]])
     low = min(0.0, float(span["si_low"].min()), float(single.get("si_paraphrase", single["si"]).min()))
-    axes.set(xlabel="Sufficiency Index", xlim=(low - 0.02, 1.02), ylim=(-0.7, lines - 0.3))
+    among = f"principles among {len(single)}, sets among their own {profile.principles.set_size}"
+    axes.set(xlabel=f"Sufficiency Index ({among})", xlim=(low - 0.02, 1.02), ylim=(-0.7, lines - 0.3))
     first, last = single.iloc[-1], single.iloc[0]
     finding(
         drawn, f"{first['name']} is carried best ({short(first.si)}), {last['name']} least ({short(last.si)})"
     )
     width = (single["si_high"] - single["si_low"]).mean()
     hollow = (
-        f" Hollow: read under paraphrases, on {profile.sufficiency.echo} of the questions, a lower bound."
+        f" Hollow: read under paraphrases, on {profile.sufficiency.echo} of the questions, a lower bound, which may be negative; "
+        "dotted, its interval, cut at the edges."
         if "si_paraphrase" in single
         else ""
     )
