@@ -248,9 +248,9 @@ def test_a_loaded_profile_does_not_change():
 
 def test_sizes_by_hand():
     size = sizes(load_profile("cpu"))
-    assert (size.runs, size.total_steps) == (2, 2 * 8)
+    assert (size.runs, size.total_steps) == (2, 2 * 7)
     assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
-    assert size.selection_completions == 16 * 12
+    assert size.selection_completions == 16 * 8
     gpu = sizes(load_profile("gpu"))
     assert (gpu.runs, gpu.tokens_per_step, gpu.total_steps) == (9, 64 * 128, 9 * 40)
     assert sizes(load_profile("smoke")).minutes < size.minutes < gpu.minutes

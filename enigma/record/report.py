@@ -82,7 +82,7 @@ def _claims(results: Results) -> list[str]:
     """A count of the verdicts, and of each claim one sentence and how it came about."""
     if not results.has_table("claims"):
         return ["<p>Not judged yet.</p>"]
-    claims = results.read_table("claims").fillna("")
+    claims = results.read_table("claims").astype(object).fillna("")
     counts = [f"{word} {sum(claims['verdict'] == word)}" for word in VERDICTS]
     parts = [f"<p><b>{', '.join(counts).capitalize()}.</b> Each opens to its rule and to what was found.</p>"]
     for row in claims.itertuples():
