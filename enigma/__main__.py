@@ -154,8 +154,11 @@ def train(
 
 
 @app.command()
-def status(profile: Profile = "cpu", results: Root = "results", as_json: Json = False) -> None:
+def status(
+    profile: Profile = "cpu", results: Root = "results", as_json: Json = False, allow_code: Allow = False
+) -> None:
     """Show for every piece of work whether it is kept or still to do, and why."""
+    _settings(None, None, allow_code)
     from enigma.profile import load_profile
     from enigma.run.status import status as lines
 

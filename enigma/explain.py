@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 def first_error(error: ValidationError, schema: type[BaseModel]) -> str:
     """`key: found ...; expected ...; remedy` of the first error of validating `schema`, and how many more there are."""
-    first = error.errors()[0]
+    # A misspelt key is both unknown and, as what it should be, missing: the first says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = first["ctx"].get("key") if first["type"] == "impossible" else ".".join(map(_part, first["loc"]))
     rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key.removesuffix('.[key]')}: {_explain(first, schema)}{rest}"

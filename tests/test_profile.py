@@ -116,6 +116,14 @@ def test_one_wrong_value_is_one_line_with_file_key_and_expectation(tmp_path, key
         assert ("null" if value is None else repr(value)) in message
 
 
+def test_a_misspelt_key_is_named_before_the_key_that_is_missing_then(tmp_path):
+    path = changed(tmp_path, ("arms.grpo.lambda_sami", REMOVED), ("arms.grpo.lamda_sami", 0.1))
+    with pytest.raises(
+        InputError, match=r"arms\.grpo\.lamda_sami: unknown key.*did you mean lambda_sami\?.*1 more"
+    ):
+        load_profile(path)
+
+
 HUB = {"source": "hub", "id": "some/model", "revision": "a" * 40, "dtype": "float32"}
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 RANDOM = {"source": "random", "dtype": "float32", "config": SHAPE | {"num_key_value_heads": 2}}
