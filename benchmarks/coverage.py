@@ -134,7 +134,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 x, part.coverage, yerr=errors, color=COLOURS[k], marker="o", elinewidth=0.9, label=f"K = {k}"
             )
             axes.plot(x, part.percentile, color=COLOURS[k], marker="o", mfc="white", ls=":", lw=0.8)
-        axes.set_title(rf"$\mathbf{{{letter}}}$  {of}, information {share:g} log K", loc="left")
+        axes.set_title(rf"$\mathbf{{{letter}}}$  {of}, {share:g} log K", loc="left", fontsize=9)
         axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylim=(0.4, 1.005))
     for axes in grid[-1]:
         axes.set_xlabel("questions")
@@ -153,7 +153,7 @@ def main() -> None:
     cells = [(of, k, share, n) for of in UNITS for k in KS for share in SHARES for n in QUESTIONS]
     frame = pd.DataFrame([cell(*case) for case in track(cells, "coverage", unit="cell")])
     results.write_table("coverage", frame, CAPTION, "benchmarks.coverage")
-    seen = " Grey band: 93 to 97 %. Filled: the studentised bootstrap, bars its Monte-Carlo error; hollow: percentile."
+    seen = " Panels: what the interval is of, and its true information. Grey band: 93 to 97 %. Filled: the studentised bootstrap, bars its Monte-Carlo error; hollow: percentile."
     results.save_figure("coverage", draw(frame), CAPTION + seen, "benchmarks.coverage", ("coverage",))
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
