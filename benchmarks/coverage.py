@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq
 from scipy.special import log_softmax
 
-from enigma.method.stats import mean_interval, student_interval
+from enigma.method.stats import influence, mean_interval, student_interval
 from enigma.method.sufficiency import principle_information
 from enigma.profile import load_profile
 from enigma.record.progress import track
@@ -34,9 +34,10 @@ KS = (4, 16)
 COLOURS = {4: "#0072B2", 16: "#D55E00"}
 CAPTION = (
     f"Coverage of the 95 % interval over {REPETITIONS} simulated repetitions, of which the Monte-Carlo error is `error`. "
-    f"`of`: a set's bound (K x {SAMPLES} completions of each question), one principle's ({SAMPLES} completions), or SI of a principle among K (one "
-    "completion each, Rao-Blackwell, influence values). `share`: the true information over log K. The studentised bootstrap, its ends cut to [0, log K]; `uncut_width` is "
-    "without the cut, `percentile` the percentile bootstrap on the same draws, `student` Student's t. Widths are medians, in units of log K."
+    f"`of`: a set's bound (K x {SAMPLES} completions of each question), one principle's ({SAMPLES} completions), or SI of a "
+    "principle among K (one completion each, Rao-Blackwell, influence values). `share`: the true information over log K. The "
+    "studentised bootstrap, its ends cut to [0, log K]; `uncut_width` is without the cut, `percentile` the percentile bootstrap on "
+    "the same draws, `student` Student's t. Widths are medians, in units of log K."
 )
 
 
@@ -62,9 +63,8 @@ def influenced(strength: float, k: int, questions: int, generator) -> np.ndarray
     found = principle_information(
         list(strengths * (strengths * np.eye(k) + generator.normal(size=(questions, k, k))))
     )
-    a, b = found.information[0], found.weight[0]
-    value = a.sum() / b.sum()
-    return value + questions * (a - value * b) / b.sum()
+    value, influences = influence(*found.at(0))
+    return value + influences
 
 
 def information(strength: float, k: int) -> float:

@@ -46,9 +46,7 @@ def rows(scores: list, source: list, n: int, placement: str) -> list[dict]:
         parts = [si.sampled_information(*si.within(scores, source, block)) for block in blocks]
         k = len(blocks[0])
         whole = si.Ratio(*(sum(getattr(p, name).sum(0) for p in parts) for name in si.Ratio._fields))
-        each = [
-            next(_at(p, block.index(i)) for p, block in zip(parts, blocks) if i in block) for i in range(n)
-        ]
+        each = [next(p.at(block.index(i)) for p, block in zip(parts, blocks) if i in block) for i in range(n)]
         found = whole.interval(k)
         made.append(
             {
@@ -65,10 +63,6 @@ def rows(scores: list, source: list, n: int, placement: str) -> list[dict]:
             }
         )
     return made
-
-
-def _at(ratio: si.Ratio, i: int) -> si.Ratio:
-    return si.Ratio(ratio.information[i], ratio.weight[i])
 
 
 def draw(frame: pd.DataFrame) -> Figure:

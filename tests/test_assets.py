@@ -213,18 +213,6 @@ def test_the_dtype_is_the_specs_unless_it_would_be_emulated(folder, monkeypatch,
         assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, found)}
 
 
-def test_weights_by_column_are_the_same_weights(toy_model):
-    import torch
-
-    ids = torch.arange(2, 12)[None]
-    model, expected = toy_model(), toy_model()
-    assets._store_by_column(model)
-    for name, weight in expected.state_dict().items():
-        assert torch.equal(model.state_dict()[name], weight)
-    assert model.lm_head.weight.stride() == (1, len(model.lm_head.weight))
-    assert torch.allclose(model(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-5)
-
-
 def test_a_models_own_sampling_habits_are_removed(folder):
     (folder / "generation_config.json").write_text(
         json.dumps({"do_sample": True, "temperature": 0.3, "top_k": 64, "top_p": 0.9, "eos_token_id": 2})

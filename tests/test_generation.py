@@ -42,6 +42,14 @@ def test_products_of_few_rows_are_those_of_the_layer_and_leave_it_as_it_was(shap
     assert torch.equal(layer(x), expected) and "forward" not in layer.__dict__
 
 
+def test_a_replaced_forward_is_neither_passed_over_nor_removed():
+    layer = torch.nn.Linear(4, 4)
+    layer.forward = hook = lambda x: x + 1
+    with weights_first(torch.nn.Sequential(layer)):
+        assert layer(torch.zeros(1, 4)).sum() == 4
+    assert layer.forward is hook
+
+
 LONG, SHORT, OTHER = list(range(10, 34)), list(range(10, 20)), [*range(10, 19), 40, 41]
 BATCHES = {
     "siblings": [LONG, SHORT, LONG, LONG, OTHER],

@@ -54,6 +54,19 @@ def test_nothing_of_this_machine_is_in_what_a_run_writes(tiny, tmp_path):
             assert not [word for word in words if word in text], path
 
 
+def test_a_stages_time_is_that_of_its_work_and_not_of_reading_it_again(tiny, tmp_path):
+    results = Results(tiny.profile, tmp_path)
+    results.write_record({})
+    for status, seconds, expected in (
+        ("failed", 60, 60),
+        ("done", 30, 90),  # it went on where the first attempt stopped
+        ("done", 5, 90),  # it read what was kept
+        ("done", 100, 100),  # it was made anew
+    ):
+        results.record_stage("01_select", status, seconds, 1.0)
+        assert results.read_record()["stages"]["01_select"]["seconds"] == expected
+
+
 def test_the_report_is_small_whole_and_inert(tiny):
     text = (tiny.results.folder / "report.html").read_text(encoding="utf-8")
     assert len(text) < 5_000_000

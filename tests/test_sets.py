@@ -61,9 +61,10 @@ def test_an_interval_is_of_one_row_and_scores_are_matrices():
     )
     with pytest.raises(ValueError, match=r"expected one, \(questions,\)"):
         ratio.interval(4)
-    for wrong in (scores[0], [np.full((4, 4), np.nan)]):
-        with pytest.raises(ValueError, match="expected for each question a matrix"):
+    for wrong, fault in ((scores[0], r"found shape \(4,\)"), ([np.full((4, 4), np.nan)], "found NaN")):
+        with pytest.raises(ValueError, match=f"{fault}; expected for each question a matrix"):
             si.sufficiency_index(wrong)
+    assert ratio.at(2).interval(4, seed=1) != found == ratio.at(2).interval(4, seed=0, resamples=2000)
     foreign = si.principle_information(scores, [-20 * s for s in scores]).at(0).interval(4, floor=-math.inf)
     assert foreign.low < foreign.value < 0, (
         "another reader's bound may lie below zero, and its interval with it"

@@ -43,17 +43,18 @@ class Ratio(NamedTuple):
         """One principle's, or one set's: a row (questions,)."""
         return Ratio(self.information[i], self.weight[i])
 
-    def interval(self, k: int, floor: float = 0.0) -> Interval:
+    def interval(self, k: int, floor: float = 0.0, **boot) -> Interval:
         """SI of one row with its 95 % interval over questions, at most 1 and at least `floor` / log K.
 
-        The model's own information is 0 at least; for another reader's bound, which may lie below, give -inf.
+        The model's own information is 0 at least; for another reader's bound, which may lie below, give -inf. `boot`:
+        `resamples` and `seed` of `mean_interval`.
         Raises ValueError for more than one row.
         """
         if np.ndim(self.weight) != 1:
             raise ValueError(
                 f"found rows of shape {np.shape(self.weight)}; expected one, (questions,); take it with .at(i)"
             )
-        found = ratio_interval(self.information, self.weight, support=(floor, math.log(k)))
+        found = ratio_interval(self.information, self.weight, support=(floor, math.log(k)), **boot)
         return Interval(*(share_of_known(end, k) for end in found))
 
     def gain(self, other: Ratio, k: int, level: float = 0.95) -> Interval:
@@ -140,8 +141,9 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
 def _matrix(scores) -> np.ndarray:
     matrix = np.asarray(scores, dtype=float)
     if matrix.ndim != 2 or np.isnan(matrix).any():
+        found = "NaN" if matrix.ndim == 2 else f"shape {matrix.shape}"
         raise ValueError(
-            f"scores: found shape {matrix.shape} or NaN; expected for each question a matrix (completions, principles)"
+            f"scores: found {found}; expected for each question a matrix (completions, principles) of log-probabilities"
         )
     return matrix
 

@@ -238,13 +238,20 @@ class Results:
         return atomic_write_json(self._writable(self.folder / RECORD), record)
 
     def record_stage(self, stage: str, status: str, seconds: float, peak_gb: float) -> None:
-        """Add an attempt at a stage to run.json: seconds are summed over attempts, since a later one only finishes."""
+        """Add an attempt at a stage to run.json.
+
+        An attempt after an unfinished one goes on with its work, so seconds are summed. One after a finished stage reads what
+        is kept or makes it again, so the longer of the two says what the stage takes.
+        """
         record = self.read_record()
-        before = record["stages"].get(stage, {"seconds": 0.0, "peak_memory_gb": 0.0})
+        before = record["stages"].get(stage, {"status": "", "seconds": 0.0, "peak_memory_gb": 0.0})
+        if before["status"] == "done":
+            seconds = max(before["seconds"], seconds)
+        else:
+            seconds += before["seconds"]
         record["stages"][stage] = {
             "status": status,
-            "seconds": round(before["seconds"] + seconds, 1),
-            "last_seconds": round(seconds, 1),
+            "seconds": round(seconds, 1),
             "peak_memory_gb": round(max(before["peak_memory_gb"], peak_gb), 2),
         }
         atomic_write_json(self._writable(self.folder / RECORD), record)

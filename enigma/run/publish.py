@@ -35,9 +35,8 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
         )
     store = results.store
     rows = {store.made(piece)["commit"] for stage in all_stages() for piece in stage.pieces(profile, store)}
-    for (
-        item
-    ) in results.catalogue():  # one of no stage, such as `enigma create` writes, is published with them
+    # A table of no stage, such as `enigma create` writes, is published with the others.
+    for item in results.catalogue():
         rows |= {one["commit"] for one in item.sidecar.get("made", [])}
         if item.sidecar["profile_hash"] != profile.hash:
             raise InputError(

@@ -147,7 +147,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     stable = {"principle": names, "chosen": chosen, "in_high": shares[0], "in_low": shares[1]}
     retest = [_retest_row(span, questions, profile.seeds.bootstrap) for span in SPANS]
     return {
-        "sufficiency": sufficiency_table(pool, questions, sets),
+        "sufficiency": sufficiency_table(pool, questions, sets, _boot(profile)),
         "sufficiency_items": _items(names, by_principle),
         "selection": _selection(pool, sets),
         "selection_stability": pd.DataFrame(stable | {"si_first": first, "si_second": second}),
@@ -157,9 +157,12 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
 
 
 def sufficiency_table(
-    pool: list[Principle], questions: list[dict], sets: dict[str, tuple[int, ...]]
+    pool: list[Principle], questions: list[dict], sets: dict[str, tuple[int, ...]], boot: dict
 ) -> pd.DataFrame:
-    """SI of every principle within the pool, and of the named sets and the whole pool, for both spans."""
+    """SI of every principle within the pool, and of the named sets and the whole pool, for both spans.
+
+    `boot`: resamples and seed of the intervals.
+    """
     everything = {**sets, "pool": tuple(range(len(pool)))}
     rows = []
     for span in SPANS:
@@ -171,15 +174,21 @@ def sufficiency_table(
         echo_free = si.principle_information(*again) if echoed else None
         for i, p in enumerate(pool):
             head = {"level": "principle", "name": p.name, "family": p.family, "members": p.name, "span": span}
-            rows.append(head | _row(len(pool), single.at(i), plain.at(i), echo_free and echo_free.at(i)))
+            rows.append(
+                head | _row(len(pool), single.at(i), plain.at(i), echo_free and echo_free.at(i), boot)
+            )
         for name, members in everything.items():
             kept = si.within(scores, source, members)
             names = ";".join(pool[i].name for i in members)
             head = {"level": "set", "name": name, "members": names, "span": span}
             own, sampled = si.set_information(scores, [members]), si.pooled(si.sampled_information(*kept))
             echo_free_set = si.set_information(again[0], [members], again[1]).at(0) if echoed else None
-            rows.append(head | _row(len(members), own.at(0), sampled, echo_free_set))
+            rows.append(head | _row(len(members), own.at(0), sampled, echo_free_set, boot))
     return pd.DataFrame(rows)
+
+
+def _boot(profile) -> dict:
+    return {"resamples": profile.sufficiency.resamples, "seed": profile.seeds.bootstrap}
 
 
 def _items(names: list[str], ratio: si.Ratio) -> pd.DataFrame:
@@ -191,10 +200,10 @@ def _items(names: list[str], ratio: si.Ratio) -> pd.DataFrame:
     return pd.DataFrame(columns | {"information": ratio.information.ravel(), "weight": ratio.weight.ravel()})
 
 
-def _row(k: int, own: si.Ratio, plain: si.Ratio, paraphrase: si.Ratio | None) -> dict:
-    found = {"si": own.interval(k), "si_plain": plain.interval(k)}
+def _row(k: int, own: si.Ratio, plain: si.Ratio, paraphrase: si.Ratio | None, boot: dict) -> dict:
+    found = {"si": own.interval(k, **boot), "si_plain": plain.interval(k, **boot)}
     if paraphrase is not None:
-        found["si_paraphrase"] = paraphrase.interval(k, floor=-math.inf)
+        found["si_paraphrase"] = paraphrase.interval(k, floor=-math.inf, **boot)
     row = {"k": k, "questions": len(own.weight), "information": found["si"].value * np.log(k)}
     for name, interval in found.items():
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -283,6 +292,7 @@ def rank(profile, pool_file: str, store: Store) -> pd.DataFrame:
     pool = load_pool(pool_file)
     if len(pool) < 2:
         raise InputError(f"{pool_file}: found 1 principle; expected at least 2 to tell apart; add one")
-    table = sufficiency_table(pool, measure_pieces(profile, store, pool_pieces(profile, pool, "own")), {})
+    questions = measure_pieces(profile, store, pool_pieces(profile, pool, "own"))
+    table = sufficiency_table(pool, questions, {}, _boot(profile))
     table = table[(table.level == "principle") & (table.span == "reasoning")]
     return table.sort_values("si", ascending=False).reset_index(drop=True)
