@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import chi2
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from enigma.llm.sampling import FEW, Writer, draw_completions, kept_weights, merged_adapter, weights_first
+from enigma.llm.sampling import Writer, draw_completions, kept_weights, merged_adapter, weights_first
 
 
 def gemma(toy_tokenizer):
@@ -28,10 +28,10 @@ def gemma(toy_tokenizer):
     return Gemma3ForCausalLM(config)
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 5), (2, FEW)], ids=["a row", "few", "many"])
+@pytest.mark.parametrize("shape", [(3,), (1, 5), (2, 300)], ids=["a row", "few", "many"])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_products_of_few_rows_are_those_of_the_layer_and_leave_it_as_it_was(shape, bias):
+def test_products_are_those_of_the_layer_and_leave_it_as_it_was(shape, bias):
     layer = torch.nn.Linear(16, 24, bias=bias)
     x = torch.randn(*shape, 16)
     expected = layer(x)

@@ -19,7 +19,6 @@ from enigma.llm.prompts import encode
 from enigma.llm.scoring import shared_prefix
 
 ROOM = 64  # tokens that the rows' keys and values grow by
-FEW = 96  # rows, below which a product on a CPU waits for the weights
 GONE = 0.25  # the share of rows that have ended from which on it pays to copy the others
 
 
@@ -239,7 +238,7 @@ def _nothing(key: Tensor, prompts: int) -> tuple[list[Tensor], list[Tensor]]:
 
 @contextmanager
 def weights_first(model):
-    """Inside, a float32 product x W^T of few rows on a CPU is (W x^T)^T, up to four times faster: W is read as it lies.
+    """Inside, a float32 product x W^T on a CPU is (W x^T)^T, of few rows up to four times faster: W is read as it lies.
 
     A layer whose forward somebody else has replaced, as accelerate's hooks do, is left alone.
     """
@@ -261,7 +260,7 @@ def weights_first(model):
 
 
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype != torch.float32 or x.numel() > FEW * x.shape[-1]:
+    if x.dtype != torch.float32:
         return F.linear(x, layer.weight, layer.bias)
     made = torch.mm(layer.weight, x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
     return made if layer.bias is None else made + layer.bias
