@@ -256,7 +256,7 @@ def test_a_loaded_profile_does_not_change():
 
 def test_sizes_by_hand():
     size = sizes(load_profile("cpu"))
-    assert (size.runs, size.total_steps) == (2, 2 * 7)
+    assert (size.runs, size.total_steps) == (2, 2 * 6)
     assert (size.completions_per_step, size.tokens_per_step) == (16, 16 * 48)
     assert size.selection_completions == 16 * 8
     gpu = sizes(load_profile("gpu"))

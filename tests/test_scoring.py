@@ -1,5 +1,7 @@
 """Packed scoring equals one dense padded forward per pair, in value and in gradient."""
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,6 +14,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from enigma.llm import matched
 from enigma.llm.scoring import completion_logprobs, pack, shared_prefix
 
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
@@ -82,6 +85,25 @@ def test_equals_dense_forward(kind, lora, checkpointing):
     scale = max(float(g.abs().max()) for g in dense_gradient)
     for a, b in zip(packed_gradient, dense_gradient, strict=True):
         assert float((a - b).abs().max()) / scale < 1e-5
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_how_many_prompts_a_forward_reads(monkeypatch):
+    model, (prompts, completions) = build("llama").eval(), ragged()
+    spans, groups = torch.tensor([len(c) // 2 for c in completions]), [[0, 2], [1, 2, 3, 4], [2]]
+    expected = [[dense(model, p, c).sum() for p in prompts] for c in completions]
+    for positions in (1, 10_000):
+        monkeypatch.setattr(matched, "POSITIONS", positions)
+        found = matched.score(
+            model, *([x.tolist() for x in ids] for ids in (prompts, completions)), spans, groups
+        )[1]
+        for i, row in enumerate(found):
+            for k, value in enumerate(row):
+                assert (
+                    value == pytest.approx(float(expected[i][k]), abs=1e-4)
+                    if i in groups[k]
+                    else math.isnan(value)
+                )
 
 
 def test_shared_prefix_leaves_every_prompt_a_token():

@@ -13,7 +13,9 @@ from enigma.llm import prompts
 from enigma.llm.sampling import sample_completions
 from enigma.llm.scoring import completion_logprobs, reasoning_tokens
 
-PROMPTS_A_FORWARD = 2  # a matter of memory alone
+POSITIONS = (
+    1024  # completion tokens of a forward, with one prompt at least: fewer waste time, more take memory
+)
 
 
 @torch.no_grad()
@@ -86,8 +88,9 @@ def score(
     prompts_ids = [torch.tensor(ids, device=device) for ids in prompt_ids]
     groups = groups or [range(len(completions))] * len(prompt_ids)
     both = torch.full((2, len(completions), len(prompt_ids)), torch.nan)
-    for start in range(0, len(prompt_ids), PROMPTS_A_FORWARD):
-        part = slice(start, start + PROMPTS_A_FORWARD)
+    together = max(1, POSITIONS // max(1, sum(map(len, completions))))
+    for start in range(0, len(prompt_ids), together):
+        part = slice(start, start + together)
         logps = completion_logprobs(
             model, prompts_ids[part], tensors, [list(group) for group in groups[part]]
         ).logps
