@@ -84,7 +84,7 @@ def score(
     `groups`: for each prompt the completions that are scored under it, by default all; the other cells are NaN.
     """
     device = model.device
-    tensors = [torch.tensor(ids, device=device) for ids in completions]
+    tensors = [torch.tensor(ids, dtype=torch.long, device=device) for ids in completions]
     prompts_ids = [torch.tensor(ids, device=device) for ids in prompt_ids]
     groups = groups or [range(len(completions))] * len(prompt_ids)
     both = torch.full((2, len(completions), len(prompt_ids)), torch.nan)
