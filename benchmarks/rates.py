@@ -1,8 +1,8 @@
 """`python -m benchmarks.rates`: the learning rate of each optimiser, by the training reward alone.
 
 Trains the arms of benchmarks/rates.yaml, three rates for each optimiser and a seed that nothing else uses, and writes
-results/rates/. An interrupted sweep goes on where it stopped. The rate whose reward is highest at the end is the one that
-the profile `neighbours` has.
+results/rates/. An interrupted sweep goes on where it stopped. Chosen is the rate whose reward is highest at the end: the one for
+the profile `neighbours`, whose steps these are.
 """
 
 from pathlib import Path

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import coverage, growth, placement, sweep
+from benchmarks import coverage, growth, placement, rates, sweep
 from enigma.profile import load_profile
 
 
@@ -40,3 +41,13 @@ def test_the_sweep_is_a_profile_and_names_what_holds_each_arm():
     profile = load_profile(Path(sweep.__file__).with_suffix(".yaml"))
     assert {sweep.held_by(arm) for arm in profile.arms.values()} == set(sweep.HELD)
     assert growth.VARIED.keys() == growth.BASE.keys()
+
+
+def test_each_optimiser_has_three_rates_and_the_one_of_highest_reward_is_chosen():
+    profile = load_profile(Path(rates.__file__).with_suffix(".yaml"))
+    checks = pd.DataFrame(
+        {"arm": list(profile.arms), "reward_end": [0.1, 0.3, 0.2, 0.4, 0.1, np.nan, 0.1, 0.2, 0.3]}
+    )
+    frame = rates.table(profile, checks.assign(reward_start=0.0, gain=0.0, gain_low=0.0, gain_high=0.0))
+    assert list(frame.groupby("optimizer").learning_rate.count()) == [3, 3, 3]
+    assert set(frame[frame.chosen].learning_rate) == {1e-3, 2e-3, 1e-2}
