@@ -7,21 +7,19 @@ a process of its own for each side. Ten minutes on two cores that have nothing e
 import argparse
 import json
 import os
-import platform
 import re
 import resource
 import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import torch
 from trl import GRPOTrainer
 
-from benchmarks import cases, kernels, slopes
+from benchmarks import cases, kernels
 from enigma.llm.trainer import EnigmaTrainer
 from enigma.profile import load_profile
 from enigma.record.files import atomic_write_json
@@ -145,25 +143,10 @@ def _peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def machine() -> dict:
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else torch.cpu.get_capabilities()["cpu_name"]
-    )
-    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "POT")}
-    return {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **packages,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--profile", default="cpu", help="shapes are this profile's (default: cpu)")
-    parser.add_argument("--rounds", type=int, default=2, help="measurements of each side (default: 2)")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of each side (default: 1)")
     parser.add_argument("--memory", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -172,21 +155,9 @@ def main() -> None:
         return _print_peak(profile, args.memory)
     started, load = time.perf_counter(), round(os.getloadavg()[0], 1)
     rows, profiles = measure(profile, args.rounds)
-    curves = slopes.measure(profile)
-    name = "gpu" if torch.cuda.is_available() else "cpu"
-    from enigma.llm.loading import model_dtype
-
-    head = {
-        "profile": profile.name,
-        "dtype": str(model_dtype(profile.model)).removeprefix("torch."),
-        **machine(),
-        "load_before": load,
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
-    atomic_write_json(
-        HERE / f"{name}.json", {"machine": head, "rows": rows, "kernels": profiles, "slopes": curves}
-    )
-    slopes.draw(curves, head, HERE / f"slopes_{name}.png")
+    minutes = round((time.perf_counter() - started) / 60, 1)
+    head = cases.machine(profile) | {"load_before": load, "minutes": minutes}
+    atomic_write_json(HERE / f"{cases.device()}.json", {"machine": head, "rows": rows, "kernels": profiles})
     print(json.dumps(rows, indent=1))
 
 

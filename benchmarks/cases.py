@@ -4,9 +4,11 @@ Both sides hold the same embedded model with the same LoRA adapter, and see the 
 completions fill the limit, so that no side gains from an early end.
 """
 
+import platform
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
@@ -18,11 +20,28 @@ from enigma.data.principles import load_pool
 from enigma.data.questions import load_questions
 from enigma.llm import prompts
 from enigma.llm.config import EnigmaConfig
-from enigma.llm.loading import load_model
+from enigma.llm.loading import load_model, model_dtype
 from enigma.llm.scoring import completion_logprobs
 from enigma.llm.trainer import EnigmaTrainer
 from enigma.method.rewards import graded_format_reward
 from enigma.stages.train import matched_prompts
+
+
+def device() -> str:
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def machine(profile) -> dict:
+    """What a measurement ran on, and with what."""
+    name = torch.cuda.get_device_name() if device() == "gpu" else torch.cpu.get_capabilities()["cpu_name"]
+    return {
+        "profile": profile.name,
+        "dtype": str(model_dtype(profile.model)).removeprefix("torch."),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "trl", "peft", "POT")},
+    }
 
 
 class Case(NamedTuple):
