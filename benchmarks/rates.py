@@ -36,7 +36,7 @@ def main() -> None:
     frame = table(profile, train.run(profile, results)["training_checks"])
     caption = CAPTION.format(steps=profile.trainer.max_steps)
     results.write_table("rates", frame, caption, "benchmarks.rates", ("training_checks",))
-    print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(frame.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ TABLES = {
     "sweep": "lambda_sami held_by budget reward_strict row_bound_base_critic perplexity_base drift",
     "placement": "placement contrast k questions si carried",
     "coverage": "of k share questions coverage percentile student",
+    "rates": "optimizer learning_rate reward_start reward_end gain chosen",
 }
 # Block: file below benchmarks, its part, and those of these columns that it has.
 MEASURED = {
