@@ -2,7 +2,7 @@
 
 Trains the arms of benchmarks/rates.yaml, three rates for each optimiser and a seed that nothing else uses, and writes
 results/rates/. An interrupted sweep goes on where it stopped. Chosen is the rate whose reward is highest at the end: the one for
-the profile `neighbours`, whose steps these are.
+the profile `neighbours`, which trains for fewer steps.
 """
 
 from pathlib import Path

@@ -39,7 +39,11 @@ Jobs = Annotated[
     ),
 ]
 Allow = Annotated[
-    bool, typer.Option("--allow-code", help="Let the profile import code of yours: a reward, a task.")
+    bool, typer.Option("--allow-code", help="Let the profile import code of yours, beside it or installed.")
+]
+Other = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where results/<profile> lies: a run of yours, not what is published."),
 ]
 
 NO_MEMORY = r"failed to map segment|(cannot|can't) allocate memory|can't start new thread"
@@ -219,13 +223,7 @@ def report(profile: Profile = "cpu", results: Root = "results") -> None:
 
 
 @app.command()
-def verify(
-    profile: Profile = "cpu",
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A run's results instead of the published ones.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def verify(profile: Profile = "cpu", results: Other = None, as_json: Json = False) -> None:
     """Make every published table again from its rows, and check every file; exit status 1 where something differs."""
     from enigma.profile import load_profile
     from enigma.run.verify import verify as verified
@@ -252,9 +250,7 @@ def publish(profile: Profile, results: Root = "results") -> None:
 def cite(
     name: Annotated[str, typer.Argument(help="For example fig3, fig3_training or claims.")],
     profile: Default = "cpu",
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A run's results instead of the published ones.")
-    ] = None,
+    results: Other = None,
 ) -> None:
     """Print the caption, file, hash, commit and BibTeX of a figure or table, and the paper's."""
     from enigma.profile import load_profile
@@ -281,7 +277,7 @@ def _opened(profile, results: Path | None):
     if not published.folder.is_dir():
         raise InputError(
             f"profile {profile.name}: found nothing published here for it (what is published comes with a clone); expected a "
-            "run of yours; name its folder with --results"
+            f"run of yours; for results/{profile.name} give --results results"
         )
     return published
 

@@ -106,8 +106,8 @@ def _trainer_problems(profile: Profile) -> Iterator[Problem]:
             "trainer.per_device_train_batch_size",
             repr(trainer.per_device_train_batch_size),
             f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
-            f"{trainer.num_generations} = {matched}), else a matched set is split; the nearest "
-            f"that do not: {_nearest(trainer.per_device_train_batch_size, matched)}",
+            f"{trainer.num_generations} = {matched}), else a matched set is split; nearest: "
+            f"{_nearest(trainer.per_device_train_batch_size, matched)}",
         )
     if trainer.num_principles > profile.principles.set_size:
         yield Problem(

@@ -265,7 +265,7 @@ class Profile(Section):
 
     @property
     def path(self) -> Path | None:
-        """The file it was loaded from, for other processes to load it again."""
+        """The file it was loaded from, for other processes to load it again. A user's own code may lie beside it."""
         return self._path
 
     def paths(self) -> list[str]:

@@ -76,7 +76,8 @@ figures.table(changed[columns].reset_index(drop=True), "Margin, arm minus untrai
 # The same item under changes that should not matter:
 
 # %%
-print(robustness.example(item=0))
+if robustness.TASK in experiment.benchmarks.tasks:
+    print(robustness.example(item=0))
 
 # %%
 figures.make(experiment, results, "fig6_robustness")

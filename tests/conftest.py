@@ -4,6 +4,8 @@ import os
 import string
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the tests side by side share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -55,19 +57,24 @@ def toy_model(toy_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """A finished run of all five notebooks on a tiny model: the profile's path and the results folder. Only to be read."""
-    import os
+def tiny(tmp_path_factory, worker_id):
+    """A finished run of all five notebooks on a tiny model: the profile's path and the results folder. Only to be read.
+
+    Made once for all processes of a suite: the first makes it, the others find it made.
+    """
     import subprocess
     import sys
     from types import SimpleNamespace
 
     import yaml
+    from filelock import FileLock
 
     from enigma.profile import BUILTIN, load_profile
     from enigma.record.results import Results
 
-    folder = tmp_path_factory.mktemp("tiny")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny"
+    folder.mkdir(exist_ok=True)
     text = (BUILTIN / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: tiny")
     tasks = yaml.safe_load(text)["benchmarks"]["tasks"]
     text = text.replace("max_steps: 3", "max_steps: 2").replace(
@@ -77,14 +84,18 @@ def tiny(tmp_path_factory):
     command = [sys.executable, "-m", "enigma", "run", str(folder / "tiny.yaml")]
     command += ["--results", str(folder / "results")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with FileLock(folder.with_suffix(".lock")):
+        log = folder / "log"
+        if not log.exists():
+            done = subprocess.run(
+                command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            log.write_text(done.stdout, encoding="utf-8")
     profile = load_profile(folder / "tiny.yaml")
     return SimpleNamespace(
         path=folder / "tiny.yaml",
         profile=profile,
         results=Results(profile, folder / "results"),
-        log=done.stdout,
+        log=log.read_text(encoding="utf-8"),
     )

@@ -3,6 +3,7 @@
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,13 @@ def mine(tmp_path, toy_model, toy_tokenizer, monkeypatch):
     path.write_text(text, encoding="utf-8")
     toy_model().save_pretrained(tmp_path / "mine" / "my_model")
     toy_tokenizer.save_pretrained(tmp_path / "mine" / "my_model")
-    monkeypatch.syspath_prepend(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENIGMA_ALLOW_CODE", raising=False)
     return tmp_path / "mine" / "my_profile.yaml"
 
 
-def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp_path, monkeypatch):
-    monkeypatch.setenv("ENIGMA_ALLOW_CODE", "0")  # the option sets it, and the test puts it back
+def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ENIGMA_ALLOW_CODE", "")  # the option sets it, and the test puts it back
     assert main(["check", str(mine), "--allow-code"]) == 0
     profile = load_profile(mine)
     results = Results(profile, tmp_path / "results")
@@ -47,6 +47,9 @@ def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp
     steps = train.run(profile, results)["training"].query("arm == 'mine'")
     assert len(steps) == 2 and steps["reward_principle"].between(0, 1).all()
     store = results.store
+    monkeypatch.setattr(sys, "argv", ["", str(train.adapter(profile, store, "mine", 0))])
+    runpy.run_path(mine.parent / "my_answer.py")
+    assert len(capsys.readouterr().out) > 1
     reward, trained = mine.parent / "my_reward.py", train.piece(profile, store, "mine", 0)
     text = reward.read_text(encoding="utf-8")
     reward.write_text(text + "\n", encoding="utf-8")
@@ -59,6 +62,16 @@ def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp
 def test_own_code_runs_only_where_it_is_allowed(mine, capsys):
     assert main(["check", str(mine)]) == 2
     assert "--allow-code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reward", "missing"), [("my_rewards:short", "no such module"), ("my_reward:shrt", "no function 'shrt'")]
+)
+def test_a_misspelt_reward_is_told_before_anything_is_trained(mine, monkeypatch, capsys, reward, missing):
+    monkeypatch.setenv("ENIGMA_ALLOW_CODE", "")
+    mine.write_text(mine.read_text(encoding="utf-8").replace("my_reward:short", reward), encoding="utf-8")
+    assert main(["check", str(mine), "--allow-code"]) == 2
+    assert f"reward: {reward}: found {missing}" in capsys.readouterr().err
 
 
 def test_own_principles_are_ranked_in_one_command(tmp_path, capsys):

@@ -41,8 +41,10 @@ def run(tmp_path_factory):
     profile = profile_with(folder, ARMS, geometry={"infomec": True, "permutations": 19})
     results = Results(profile, folder / "results")
     made = {}
-    for stage in (select, train, legibility, geometry):
-        made |= stage.run(profile, results)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry, "INFOMEC_DRAWS", 4)
+        for stage in (select, train, legibility, geometry):
+            made |= stage.run(profile, results)
     made["neighbours"] = comparison.table(profile, claims.Tables(profile, made))
     return profile, results, made
 

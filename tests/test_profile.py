@@ -13,7 +13,7 @@ from enigma.run.costs import CELL_DISK, CELL_MEMORY, sizes
 
 CPU = (BUILTIN / "cpu.yaml").read_text(encoding="utf-8")
 CPU_DATA = yaml.safe_load(CPU.replace("3e-4", "0.0003"))  # plain YAML 1.1 reads 3e-4 as text
-REMOVED = object()
+REMOVED = "removed"
 
 
 def changed(tmp_path, *changes):

@@ -13,6 +13,13 @@ def test_lines_are_few_and_the_first_and_last_always_there(monkeypatch, capsys):
     assert [line.split(", ")[0] for line in lines] == ["work: 0/100 step", "work: 100/100 step"]
 
 
+def test_work_within_work_moves_no_cursor(monkeypatch, capsys):
+    monkeypatch.setenv("ENIGMA_HEADLESS", "1")
+    for _ in track(range(2), "outer"):
+        list(track(range(2), "inner"))
+    assert capsys.readouterr().err.replace("\n", "").isprintable()
+
+
 def test_lines_come_in_between_where_work_is_slow(monkeypatch, capsys):
     monkeypatch.setenv("ENIGMA_HEADLESS", "1")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)

@@ -88,6 +88,7 @@ WELL = "<reasoning>Air dries it.</reasoning><answer>Use a bag.</answer>"
 def test_a_first_batch_that_bodes_ill_is_told_with_what_to_turn(completions, tokens, free, said):
     rows = [{"question": "q", "principle": "p", "completion": text, "tokens": tokens} for text in completions]
     lines = first_batch_warnings(rows, 48, free)
+    assert not first_batch_warnings(rows[:2], 49, 1.0, further=True)
     assert len(lines) == bool(said)
     assert all(word in lines[0] for word in said)
 

@@ -39,16 +39,17 @@ PROBE = (
 )
 
 
-def first_batch_warnings(rows: list[dict], limit: int, free: float = 1.0) -> list[str]:
+def first_batch_warnings(rows: list[dict], limit: int, free: float = 1.0, further: bool = False) -> list[str]:
     """What would go wrong, by a first batch, in plain words and with what to turn; nothing where all looks well.
 
-    `rows` as a `Recorder` keeps them; `limit`: tokens that a completion may have; `free`: share of the memory left.
+    `rows` as a `Recorder` keeps them; `limit`: tokens that a completion may have; `free`: share of the memory left;
+    `further`: whether the arm has another reward beside the format's, which may differ where this one does not.
     """
     groups: dict[tuple, set] = {}
     for row in rows:
         groups.setdefault((row["question"], row["principle"]), set()).add(graded_format(row["completion"]))
     cut, said = sum(row["tokens"] >= limit for row in rows), []
-    if all(len(rewards) == 1 for rewards in groups.values()):
+    if not further and all(len(rewards) == 1 for rewards in groups.values()):
         said.append(
             "in every group all completions earn the same reward, so there is nothing to learn from; show the format "
             "(prompts.demonstration: true), raise trainer.num_generations, or give the arm a further reward"
@@ -67,8 +68,8 @@ def first_batch_warnings(rows: list[dict], limit: int, free: float = 1.0) -> lis
 class Recorder(TrainerCallback):
     """Keeps every completion of all processes, and saves them with each checkpoint, so that a resumed run has all."""
 
-    def __init__(self, key: str):
-        self.key = key
+    def __init__(self, key: str, name: str, further: bool):
+        self.key, self.name, self.further = key, name, further
         self.rows: list[dict] = []
         self._new: list[dict] = []
 
@@ -93,8 +94,8 @@ class Recorder(TrainerCallback):
                 )
             ]
             if trainer_state.global_step == 0 and trainer_state.is_world_process_zero:
-                for line in first_batch_warnings(self._new, self.limit, _free()):
-                    print(f"preflight: {line}", flush=True)
+                for line in first_batch_warnings(self._new, self.limit, _free(), self.further):
+                    print(f"preflight, {self.name}: {line}", flush=True)
             return graded_format_reward(completions)
 
         graded_format_reward_.__name__ = "graded_format_reward"

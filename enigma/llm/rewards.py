@@ -6,9 +6,11 @@ have one name in TRL's log, `principle_reward`, because an arm has one of them.
 """
 
 import importlib
+import importlib.machinery
 import importlib.util
 import random
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,27 +56,28 @@ def reward(name: str):
     return enter
 
 
-def build(name: str, context: Context) -> Callable:
+def build(name: str, context: Context, folder: Path) -> Callable:
     """The reward function of a profile's `reward`: a registered name, or `module:function` of the user's own.
 
     Own code is imported only where the command line said --allow-code, because a profile may be somebody else's. It has
-    TRL's signature: lists in, one number a completion out. Raises InputError as `check` does.
+    TRL's signature: lists in, one number a completion out, and lies in `folder`, the profile's, or is installed. Raises
+    InputError as `check` does.
     """
-    check(name)
+    check(name, folder)
     if name in REWARDS:
         return REWARDS[name](context)
     module, _, function = name.partition(":")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # the last: nothing there hides a library
     found = getattr(importlib.import_module(module), function, None)
     if not callable(found):
-        raise InputError(
-            f"reward: {name}: found no function {function!r} in {module}; expected one; correct it"
-        )
+        raise _no_function(name)
     found.__name__ = NAME
     return found
 
 
-def check(name: str) -> None:
-    """InputError unless `name` is a registered reward, or code of the user's that may run."""
+def check(name: str, folder: Path) -> None:
+    """InputError unless `name` is a registered reward, or code of the user's that is there and may run. Nothing is imported."""
     if name == "format" or name in REWARDS:
         return
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
@@ -83,17 +86,36 @@ def check(name: str) -> None:
             f"reward: found {name!a:.80}; expected one of {known}, or module:function; correct it"
         )
     check_code_allowed(f"reward: {name}")
+    files = _files(name, folder)
+    if not files:
+        raise InputError(
+            f"reward: {name}: found no such module; expected a .py file in {folder}, or an installed one; correct it"
+        )
+    word = re.compile(rf"\b{name.partition(':')[2]}\b")
+    if not any(word.search(path.read_text(encoding="utf-8", errors="replace")) for path in files):
+        raise _no_function(name)
 
 
-def code(name: str) -> str:
+def code(name: str, folder: Path) -> str:
     """A digest of the user's code behind `module:function`, of a package all of it; nothing is imported. What the code
     imports from elsewhere is not in it."""
-    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
-    if spec is None or not spec.origin:
-        return "not found"
+    files = _files(name, folder)
+    return digest([[path.name, file_hash(path)] for path in files]) if files else "not found"
+
+
+def _files(name: str, folder: Path) -> list[Path]:
+    """The files of a user's module that is installed or, where none is, lies in the folder; all of a package."""
+    top = name.partition(":")[0].partition(".")[0]
+    spec = importlib.util.find_spec(top) or importlib.machinery.PathFinder.find_spec(top, [str(folder)])
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return []
     origin = Path(spec.origin)
-    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
-    return digest([[path.relative_to(origin.parent).as_posix(), file_hash(path)] for path in files])
+    return sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+
+
+def _no_function(name: str) -> InputError:
+    module, _, function = name.partition(":")
+    return InputError(f"reward: {name}: found no function {function!r} in {module}; expected one; correct it")
 
 
 ENCODER_TOKENS = 256  # as the encoder was trained

@@ -88,13 +88,13 @@ def ratio_interval(
     return mean_interval(value + influences, level=level, support=support, **boot)
 
 
-def ratio_difference(one, other, level: float = 0.95, **boot) -> Interval:
+def ratio_difference(one, other, level: float = 0.95) -> Interval:
     """R_one - R_other of two ratios of sums, each a pair of (n,), over the same n units and paired by unit (eq. 28).
 
     As `ratio_interval`, with the difference of the two influences of a unit.
     """
     (first, a), (second, b) = influence(*one), influence(*other)
-    return mean_interval(first - second + a - b, level=level, **boot)
+    return mean_interval(first - second + a - b, level=level)
 
 
 def influence(numerator, denominator) -> tuple[float, np.ndarray]:

@@ -23,7 +23,9 @@ def track(
     if headless():
         from tqdm import tqdm
 
-        options = {"file": _Lines(), "bar_format": LINE, "mininterval": SECONDS_BETWEEN_LINES, "miniters": 1}
+        # One within another too: at another position than 0 tqdm would move a cursor that is not there.
+        options = {"file": _Lines(), "bar_format": LINE, "position": 0}
+        options |= {"mininterval": SECONDS_BETWEEN_LINES, "miniters": 1}
     else:
         from tqdm.auto import tqdm
 

@@ -65,4 +65,4 @@ def _check_registered(profile: Profile) -> None:
         if settings["reward"] != "format":
             from enigma.llm import rewards
 
-            rewards.check(settings["reward"])
+            rewards.check(settings["reward"], profile.path.parent)

@@ -86,7 +86,8 @@ def wordings(pool: list[Principle]) -> list[list[str]]:
     """The further wordings of a pool, each in the pool's order. Raises InputError for a principle without a paraphrase."""
     if bare := [p.name for p in pool if not p.paraphrases]:
         raise InputError(
-            f"principle {bare[0]!r}: found no paraphrases; expected at least one, for sufficiency.echo; add one"
+            f"principle {bare[0]!r}: found no paraphrases; expected at least one, for sufficiency.echo; add one under "
+            "paraphrases, or set sufficiency.echo to 0"
         )
     return [[p.paraphrases[0] for p in pool]]
 

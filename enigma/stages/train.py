@@ -99,7 +99,7 @@ def piece(profile, store: Store, arm: str, seed: int) -> Piece:
         "seeds": {key: getattr(profile.seeds, key) + seed for key in ("data", "initialisation", "sampling")},
     }
     if ":" in profile.arms[arm].reward:
-        ingredients["code"] = rewards.code(profile.arms[arm].reward)
+        ingredients["code"] = rewards.code(profile.arms[arm].reward, profile.path.parent)
     if needed:
         ingredients["made_from"] = [piece(profile, store, other, seed).key for other in needed]
     return Piece("train", run_name(arm, seed), ingredients)
@@ -199,7 +199,7 @@ def _train(profile, store: Store, one: Piece, arm: str, seed: int, target: Path 
     if make := neighbours.maker(profile.arms[arm]):
         return make(profile, store, arm, seed, target)
     checkpoints = store.work_folder(one) / "checkpoints"
-    recorder = Recorder(one.key)
+    recorder = Recorder(one.key, one.name, profile.arms[arm].reward != "format")
     trainer = _trainer(profile, store, arm, seed, checkpoints, recorder)
     checkpoint = last_checkpoint(checkpoints, one.key)
     if checkpoint is not None:
@@ -285,7 +285,7 @@ def _trainer(profile, store: Store, arm: str, seed: int, output: Path, recorder)
     if own["reward"] != "format":
         given = (principles, tokenizer, style, config.device, lambda: _untrained(trainer))
         context = rewards.Context(*given, spec.max_completion_length, profile.seeds.sampling + seed)
-        functions.append(rewards.build(own["reward"], context))
+        functions.append(rewards.build(own["reward"], context, profile.path.parent))
     trainer = EnigmaTrainer(
         model,
         functions,
