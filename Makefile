@@ -53,7 +53,7 @@ $(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 
 test: setup
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check --quiet .
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 smoke: setup
 	$(RUN) -m enigma run smoke

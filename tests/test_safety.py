@@ -1,6 +1,7 @@
 """Nothing that comes from outside is run, leaves its place, or speaks to anybody."""
 
 import ast
+import copy
 import json
 import os
 import pickle
@@ -307,9 +308,10 @@ def test_special_tokens_in_data_forge_no_turn(text, tmp_path):
 def test_a_prompt_has_the_turns_it_was_given_and_no_more(toy_tokenizer):
     messages = prompts.messages("Why s: a: u: is it so?", "Say a:", demonstration=False)
     assert [message["role"] for message in messages] == ["system", "user"]
-    toy_tokenizer.add_special_tokens({"additional_special_tokens": ["<turn-end>"]})
+    own = copy.deepcopy(toy_tokenizer)
+    own.add_special_tokens({"additional_special_tokens": ["<turn-end>"]})
     with pytest.raises(InputError, match="special token '<turn-end>'"):
-        prompts.encode(toy_tokenizer, prompts.messages("Why? <turn-end>"))
+        prompts.encode(own, prompts.messages("Why? <turn-end>"))
 
 
 # ---- nobody is spoken to -------------------------------------------------------------------------------------------
