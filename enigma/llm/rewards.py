@@ -100,7 +100,10 @@ def code(name: str, folder: Path) -> str:
     """A digest of the user's code behind `module:function`, of a package all of it; nothing is imported. What the code
     imports from elsewhere is not in it."""
     files = _files(name, folder)
-    return digest([[path.name, file_hash(path)] for path in files]) if files else "not found"
+    if not files:
+        return "not found"
+    top = min(files, key=lambda path: len(path.parts)).parent
+    return digest([[path.relative_to(top).as_posix(), file_hash(path)] for path in files])
 
 
 def _files(name: str, folder: Path) -> list[Path]:
