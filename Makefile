@@ -48,7 +48,7 @@ $(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	  echo "torch from pip's usual sources"; \
 	  $(RUN) -m pip install --quiet -r requirements-torch.txt; \
 	fi
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	touch $@
 
 test: setup

@@ -17,7 +17,7 @@
 #
 # ENIGMA fine-tunes a language model so that its *reasoning* carries an organisation's principles. There is no reward model: the only
 # reward is the format of the text. Two more terms do the work, both computed from the same batch. Below you see each of them once, on one
-# question and four principles, and then one step of training. It takes two to three minutes on two cores. Equations are numbered as in
+# question and four principles, and then one step of training. It takes two to four minutes on two cores. Equations are numbered as in
 # docs/method.md.
 
 # %% tags=["parameters"]
@@ -66,15 +66,17 @@ first = pd.DataFrame({"principle": names, "text": texts, "completion": matched["
 figures.table(first, "The first completion under each principle, sampled at temperature 1")
 
 # %% [markdown]
-# Sampled text of a small model rambles: at every step some of the probability lies on odd tokens.
+# Sampled text of a small model rambles: at every step some of the probability lies on odd tokens. Some completions repeat the words of
+# their principle. Such an *echo* is easily recognised and says little; stage 1 reads completions under paraphrases too, to see how much
+# of SI is echo.
 #
 # ## 2. Its score matrix
 #
 # Each completion $y_i$ is read under *every* principle, not only its own:
 #
-# $$S_{ik} = \log p(y_i \mid x, c_k), \quad \pi_{ik} = \mathrm{softmax}_k S_{ik} \tag{8, 9}$$
+# $$S_{ik} = \sum_t \log \pi(y_{i,t} \mid y_{i,<t}, x, c_k), \quad \pi_{ik} = \mathrm{softmax}_k S_{ik} \tag{8, 9}$$
 #
-# A row is a completion, a column the principle that it is read under. Bright blocks on the diagonal mean that a text gives its principle away.
+# with $x$ the question and $c_k$ the $k$-th principle. A row is a completion, a column the principle that it is read under. Bright blocks on the diagonal mean that a text gives its principle away.
 
 # %%
 scores = torch.tensor(matched["completion"], dtype=torch.float64)
@@ -106,7 +108,10 @@ figures.table(pd.DataFrame({"principle": names, "SI": index}), "From sixteen com
 # %% [markdown]
 # ## 4. The three terms of the loss
 #
-# $$L = L_{GRPO} + \lambda_{SAMI} L_{SAMI} + \lambda_{OT} \max(0, S_\varepsilon - b) \tag{7}$$
+# $$L = L_{GRPO} + \lambda_{SAMI} L_{SAMI} + \lambda_{OT} \, \mathrm{mean}_{layers} \max(0, S_\varepsilon - b) \tag{7}$$
+#
+# The two $\lambda$ are weights, $S_\varepsilon$ is the Sinkhorn divergence of hidden states with regularisation $\varepsilon$, and $b$ a
+# budget of drift that costs nothing.
 #
 # **GRPO** makes completions likelier that earn more than their group's mean. The reward is the format alone (eq. 1), in steps of an eighth.
 # Where a whole row below is equal, there is nothing to learn from it.
@@ -117,15 +122,16 @@ figures.table(pd.DataFrame(rewards, index=names, columns=range(1, G + 1)), "Form
 
 # %% [markdown]
 # **SAMI** asks: which principle wrote this completion, and which completion did this principle write (eq. 3 to 5)? Its loss is low
-# where the blocks of the score matrix are bright. In training the scores are means over tokens, which keeps the gradient in proportion; the
+# where the blocks of the score matrix are bright: 0 where every text gives its principle away, and the mean of the logarithms of how
+# many there are to choose from, in a row and in a column, where it guesses. In training the scores are means over tokens, which keeps the gradient in proportion; the
 # bound of the information (eq. 10) is made from their sums.
 
 # %%
 per_token = scores / torch.tensor(matched["tokens"])[:, None]
 bounds = mutual_information_bounds(scores, source)
-print(
-    f"SAMI loss {sami_loss(per_token, source):.3f}; row bound {bounds.row:.3f} of log {K} = {np.log(K):.3f} nats"
-)
+guessing = (np.log(K) + np.log(1 + (K - 1) * G)) / 2
+print(f"SAMI loss {sami_loss(per_token, source):.3f} (guessing: {guessing:.3f})")
+print(f"row bound {bounds.row:.3f} of log {K} = {np.log(K):.3f} nats")
 
 # %% [markdown]
 # **The Sinkhorn divergence** (eq. 6) says how much work it is to move one cloud of points into another: 0 for the same cloud. In training the
@@ -141,7 +147,7 @@ figures.table(
 # %% [markdown]
 # ## 5. One step of training, and what it changed
 #
-# Two of the principles, four completions under each; LoRA on the attention; all three terms in one backward pass.
+# Two of the principles, drawn by the seed, four completions under each; LoRA on the attention; all three terms in one backward pass.
 
 # %%
 rows = matched_prompts([question], principles, 2, seed=0, **style)
@@ -174,6 +180,7 @@ terms = ("loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "ot/divergence",
 figures.table(pd.DataFrame({"term": terms, "value": [log[term] for term in terms]}), "What the step saw")
 
 # %% [markdown]
+# Terms stand with their weights: `loss/sami` is SAMI's loss times 0.02. The row bound is of log 2, since two principles are at stake.
 # The drift is 0, because before the first step nothing has moved yet; GRPO's term is 0 because a group's advantages add up to 0, though its
 # gradient does not. Did the step change what the model thinks of its own sixteen
 # completions? They are scored again, each under its own principle, and compared with the reward that they earn.
@@ -187,12 +194,20 @@ after = np.array(score(trained, prompts, ids, lengths)[1])[own]
 with trained.disable_adapter():
     before = np.array(score(trained, prompts, ids, lengths)[1])[own]
 change = np.reshape(after - before, (K, G))
+inside = ["yes" if name in {row["principle"] for row in rows} else "no" for name in names]
 figures.table(
-    pd.DataFrame({"principle": names, "reward": rewards.mean(1), "change (nats)": change.mean(1)}),
+    pd.DataFrame(
+        {
+            "principle": names,
+            "in the step": inside,
+            "reward": rewards.mean(1),
+            "change (nats)": change.mean(1),
+        }
+    ),
     "Mean change of a completion's log-probability after one step",
 )
 
 # %% [markdown]
-# **How to read it.** A step of this size changes a whole completion's log-probability by a few tenths of a nat, up or down: training is
-# many such steps. Then what is there to ask? Whether the format is learned (notebook 2), what it costs elsewhere (3), how far
+# **How to read it.** A step of this size changes a whole completion's log-probability by a few tenths of a nat. In bfloat16 rounding
+# alone moves it by about as much, so one step shows no effect of the reward: training is many such steps. Then what is there to ask? Whether the format is learned (notebook 2), what it costs elsewhere (3), how far
 # the states moved (4), and which of the paper's claims survive (5). Next: `01_select`.

@@ -64,6 +64,14 @@ def test_conda_pins_the_same_direct_dependencies():
     assert "-e ." in listed
 
 
+def test_the_package_is_found_beside_a_clone_of_its_name(tmp_path):
+    """A clone is a folder `enigma` without `__init__.py`, which Python takes for a package if the install lets it."""
+    (tmp_path / "enigma").mkdir()
+    command = [sys.executable, "-c", "import enigma; enigma.sufficiency_index"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
 def test_conda_python_is_one_the_project_supports():
     python = next(entry for entry in environment()["dependencies"] if str(entry).startswith("python="))
     assert Version(python.removeprefix("python=")) in Requirement(f"x{PROJECT['requires-python']}").specifier

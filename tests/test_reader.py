@@ -1,11 +1,14 @@
 """What readers get: notebooks that run, a report, figures for papers, models side by side, adapters with a card."""
 
+import itertools
 import re
 
 import jupytext
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import yaml
+from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -13,7 +16,10 @@ from enigma import figures
 from enigma.errors import InputError
 from enigma.llm.callbacks import first_batch_warnings
 from enigma.llm.playground import published, side_by_side
+from enigma.profile import load_profile
 from enigma.record.cite import cite
+from enigma.record.files import file_hash
+from enigma.record.results import Results
 from enigma.run.card import model_card
 from enigma.run.pipeline import NOTEBOOKS, stage_paths
 from enigma.stages import all_stages, select, train
@@ -110,7 +116,33 @@ def test_a_figure_has_a_form_for_one_column_of_a_paper(tiny, name):
         pytest.skip("nothing to draw in so small a run")
     with Image.open(path) as image:
         assert image.width == pytest.approx(3.4 * 300, abs=1)
-    assert f"figures/column/{name}.pdf" in cite(tiny.results, name)
+    cited = dict(re.findall(r"file: +(\S+) \(sha256 (\w+)\)", cite(tiny.results, name)))
+    inputs = [f"tables/{table}.csv" for table in figures.FIGURES[name].tables]
+    wanted = [f"figures/{name}.png", f"figures/{name}.pdf", f"figures/column/{name}.pdf", *inputs]
+    assert cited == {str(place): file_hash(place) for place in map(tiny.results.folder.joinpath, wanted)}
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_no_text_of_a_published_figure_lies_on_another(name):
+    for run in ("cpu", "study"):
+        profile = load_profile(run)
+        results = Results.reference(profile)
+        if not (results.figures / f"{name}.json").is_file():
+            continue
+        frames = [results.read_table(table) for table in figures.FIGURES[name].tables]
+        for column in (False, True):
+            drawn, _ = figures.FIGURES[name].draw(profile, *frames, column=column)
+            drawn.draw_without_rendering()
+            inside = [
+                one
+                for axes in drawn.axes
+                for one in (*axes.get_children(), axes.xaxis.label, axes.yaxis.label)
+            ]
+            texts = [one for one in inside if isinstance(one, Text) and one.get_text().strip()]
+            boxes = [text.get_window_extent().padded(-0.5) for text in texts]
+            for (text, box), (other, against) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+                assert not box.overlaps(against), f"{run} {name}: {text} on {other}"
+            plt.close(drawn)
 
 
 def test_the_report_shows_figures_in_reading_order_and_formulas_without_a_script(tiny):

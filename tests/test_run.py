@@ -1,6 +1,7 @@
 """A whole run, as `make reproduce` does it: notebooks that show figures, a report, verification, comparison, citation."""
 
 import gzip
+import importlib.util
 import json
 import re
 import shutil
@@ -12,10 +13,15 @@ import pytest
 from enigma import __main__ as cli
 from enigma.errors import InputError
 from enigma.record import report
-from enigma.record.results import Results
+from enigma.record.files import file_hash
+from enigma.record.results import REPOSITORY, Results
 from enigma.run import compare, publish
 from enigma.run.verify import MANIFEST, verify
 from enigma.stages import all_stages
+
+spec = importlib.util.spec_from_file_location("redraw", REPOSITORY / "scripts" / "redraw.py")
+redraw = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(redraw)
 
 
 @pytest.fixture
@@ -116,8 +122,6 @@ def row(path):
 
 def both(path):
     """A table and its sidecar edited together."""
-    from enigma.record.files import file_hash
-
     digit(path)
     side = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps(side | {"sha256": file_hash(path)}))
@@ -188,8 +192,6 @@ def test_verify_does_not_pass_on_nothing(tiny, tmp_path, capsys):
 def test_a_published_folder_is_checked_against_its_list(tiny, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(tiny.results.folder, folder, ignore=shutil.ignore_patterns("pieces", ".*.lock"))
-    from enigma.record.files import file_hash
-
     listed = {p.relative_to(folder).as_posix(): file_hash(p) for p in folder.rglob("*") if p.is_file()}
     (folder / MANIFEST).write_text(json.dumps(listed))
     reference = Results.reference(tiny.profile, tmp_path)
@@ -239,6 +241,25 @@ def test_a_stale_or_foreign_figure_is_not_shown(tiny, copied):
     text = report.publish_page(tiny.profile, copied).read_text(encoding="utf-8")
     assert 'id="fig4_legibility"' in text
     assert not re.search(r'<script|id="fig3_training"|/etc/passwd', text)
+
+
+def test_figures_are_drawn_again_from_published_tables(tiny, copied, tmp_path):
+    shutil.rmtree(copied.pieces)
+    (copied.figures / "fig4_legibility.png").write_bytes(b"")
+    files = {
+        p.relative_to(copied.folder).as_posix(): file_hash(p) for p in copied.folder.rglob("*") if p.is_file()
+    }
+    (copied.folder / MANIFEST).write_text(json.dumps(files))
+    with pytest.raises(InputError, match="fig4_legibility.png was changed"):
+        redraw.redraw(tiny.profile, tmp_path)
+    shutil.copy2(tiny.results.figures / "fig4_legibility.png", copied.figures)
+    files["figures/fig4_legibility.png"] = file_hash(copied.figures / "fig4_legibility.png")
+    (copied.folder / MANIFEST).write_text(json.dumps(files))
+    redraw.redraw(tiny.profile, tmp_path)
+    drawn = json.loads((copied.folder / MANIFEST).read_text())
+    changed = {name for name in files | drawn if files.get(name) != drawn.get(name)}
+    assert all(name == "run.json" or name.startswith("notebooks/") for name in changed), changed
+    assert faults(Results.reference(tiny.profile, tmp_path)) == {}
 
 
 def test_only_a_complete_run_of_one_clean_commit_is_published(tiny, copied, tmp_path, monkeypatch):

@@ -80,3 +80,8 @@ def test_a_pool_of_two_hundred_is_not_measured_one_set_at_a_time(scale):
     found = si.set_information([np.random.default_rng(0).normal(size=(200, 200)) * scale] * 4, sets)
     assert found.information.shape == (len(sets), 4)
     assert time.process_time() - started < 10
+
+
+def test_one_set_alone_is_refused_by_its_shape():
+    with pytest.raises(ValueError, match=r"found shape \(3,\); expected \(sets, size\)"):
+        si.set_sufficiency_index([np.zeros((4, 5))], [0, 1, 2])

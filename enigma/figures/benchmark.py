@@ -53,9 +53,9 @@ def fig5_benchmarks(profile, benchmarks, differences):
     legend(drawn, left)
     finding(drawn, _margins(paired[paired["task"].isin(sensitive)]))
     return drawn, (
-        "Left: accuracy of every model on the same items, with 95 % intervals (Wilson); dotted: guessing. Right: the margin of the "
-        "right answer against the untrained model's, paired by item, 95 % over items, or over seeds where there are several. "
-        "Insensitive: the untrained model does no better than guessing, so the task judges nothing."
+        "Accuracy of every model on the same items, with 95 % intervals (Wilson); dotted: guessing. And the margin of the right "
+        "answer against the untrained model's, paired by item, 95 % over items, or over seeds where there are several. Insensitive: "
+        "on so few items the untrained model's margin, its prior taken away, is not clear of guessing (t > 4), so the task judges nothing."
     )
 
 

@@ -24,16 +24,18 @@ def fig1_sufficiency(profile, sufficiency, selection):
             axes.hlines(
                 y, row.si_paraphrase_low, row.si_paraphrase_high, color=colour, lw=0.5, ls=":", zorder=0
             )
-            axes.plot(row.si_paraphrase, y, "o", mfc="white", mec=colour, ms=4.5, zorder=1)
-        forest(axes, single.loc[[row.Index]], [y], colour, names=ENDS, ms=5)
+            forest(
+                axes, single.loc[[row.Index]], [y], colour, names=["si_paraphrase"] * 3, mfc="white", zorder=1
+            )
+        forest(axes, single.loc[[row.Index]], [y], colour, names=ENDS)
     for y, row in enumerate(sets.itertuples()):
-        forest(axes, sets.loc[[row.Index]], [y], COLOURS.get(row.name, GREY), "D", names=ENDS, ms=5)
+        forest(axes, sets.loc[[row.Index]], [y], COLOURS.get(row.name, GREY), "D", names=ENDS)
     axes.axhline(len(sets), color=GREY, lw=0.6, ls=":")
     heights = [y for y in range(lines) if y != len(sets)]
     axes.set_yticks(heights, [*(f"set {name}" for name in sets["name"]), *single["name"]])
     low = min(0.0, float(span["si_low"].min()), float(single.get("si_paraphrase", single["si"]).min()))
     among = f"principles among {len(single)}, sets among their own {profile.principles.set_size}"
-    axes.set(xlabel=f"Sufficiency Index ({among})", xlim=(low - 0.02, 1.02), ylim=(-0.7, lines - 0.3))
+    axes.set(xlabel=f"Sufficiency Index\n({among})", xlim=(low - 0.05, 1.02), ylim=(-0.7, lines - 0.3))
     first, last = single.iloc[-1], single.iloc[0]
     finding(
         drawn, f"{first['name']} is carried best ({short(first.si)}), {last['name']} least ({short(last.si)})"

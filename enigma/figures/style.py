@@ -117,7 +117,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, each of `width` x `height` inches, `columns` side by side, and their axes."""
     if _in_column.get():
-        columns, width, height = 1, COLUMN, height * 0.75
+        columns, width, height = 1, COLUMN, height * 0.75 if count > 1 else height
     columns = min(columns, count)
     rows = -(-count // columns)
     size = (width * columns, height * rows + 0.4)
@@ -170,7 +170,7 @@ def forest(
 ):
     """Points with intervals at the heights `y`."""
     value, low, high = names
-    options = {"ms": 4.5, "lw": 1.2} | options
+    options = {"ms": 3 if _in_column.get() else 4.5, "lw": 1.2} | options
     reach = errors(frame, value, low, high)
     axes.errorbar(frame[value], y, xerr=reach, fmt=marker, color=colour, **options)
 

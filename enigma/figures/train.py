@@ -46,11 +46,11 @@ def fig3_training(profile, training):
                 curve.index, curve["mean"], color=colour, lw=1.5, marker=marker, ms=3, markevery=(0.1, 0.2)
             )
             axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, lw=0)
-            ends.append((curve["mean"].iloc[-1], arm, colour, curve.index[-1]))
+            ends.append((curve["mean"].iloc[-1], arm, colour))
         axes.set_title(name)
         if column == "sinkhorn" and profile.trainer.ot_budget > 0:
             axes.axhline(profile.trainer.ot_budget, color=GREY, lw=0.8, ls="--")
-        _end_labels(axes, ends)
+        _end_labels(axes, ends, training["step"].max())
         axes.xaxis.get_major_locator().set_params(integer=True)
     fifth = max(1, int(training["step"].max()) // 5)
     final = training[training["step"] > training["step"].max() - fifth].groupby("arm", sort=False)
@@ -64,19 +64,20 @@ def fig3_training(profile, training):
     seeds = training.groupby("arm")["seed"].nunique().max()
     return drawn, (
         f"Training of every arm, mean over {seeds} seed(s), band from the smallest to the largest. Graded format reward over the "
-        f"last {fifth} step(s): {ends}. The probe has no sampling noise. Dashed: the budget of the Sinkhorn term; drift below it is free."
+        f"last {fifth} step(s): {ends}. The probe has no sampling noise. Dashed: the budget of the Sinkhorn term; drift below it is free. What a loss does not need is "
+        f"measured every {profile.trainer.reference_steps} steps alone, so a curve may end early."
     )
 
 
-def _end_labels(axes, ends) -> None:
-    """Each curve's name at its end, moved apart where they would overlap."""
+def _end_labels(axes, ends, x: float) -> None:
+    """Each curve's name at the last step `x`, at the height of its end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     gap, heights = (high - low) * 0.085, []
     for value, *_ in sorted(ends):
         heights.append(max(value, heights[-1] + gap) if heights else value)
     above = max(0.0, heights[-1] - high) if heights else 0.0
-    for height, (_, arm, colour, x) in zip(heights, sorted(ends), strict=True):
+    for height, (_, arm, colour) in zip(heights, sorted(ends), strict=True):
         axes.annotate(
             f"  {arm}", (x, height - above), color=colour, fontsize=7.5, va="center", annotation_clip=False
         )
@@ -104,17 +105,17 @@ def fig4_legibility(profile, legibility):
     left.set_yticks(range(len(order)), order)
     left.set(xlabel="information about the principle (nats)")
     right.set(xlabel="perplexity under the untrained model")
-    trained = table[table["arm"] != BASE].groupby("arm", sort=False)["row_bound_base_critic"].mean()
+    read = table.groupby(["arm", "name"], sort=False)["row_bound_base_critic"].mean()
+    trained = read.drop(BASE, level="arm", errors="ignore").droplevel("arm")
     legend(drawn, left)
     if len(trained):
         best, least = trained.idxmax(), trained.idxmin()
-        finding(
-            drawn,
-            f"The untrained reader finds most in {best} ({short(trained[best])} nats), least in {least} ({short(trained[least])})",
-        )
+        told = f"The untrained reader finds {short(trained[best])} nats in {best} and {short(trained[least])} in {least}"
+        untrained = listed(f"{short(value)} in {name}" for name, value in read.get(BASE, {}).items())
+        finding(drawn, f"{told}; before training {untrained}" if BASE in read else told)
     return drawn, (
-        "Held-out questions after training. Left: what a completion says of its principle, filled for the model itself, hollow for "
-        f"the untrained model as reader, which did not learn any code; dashed: all there is to know, log {int(table['k'].iloc[0])}. "
-        "Right: how odd the text is to the untrained model. 95 % intervals over questions, or over "
-        "seeds where there are several."
+        "Held-out questions after training. Information: what a completion says of its principle, filled for the model itself, hollow "
+        f"for the untrained model as reader, which did not learn any code; dashed: all there is to know, log {int(table['k'].iloc[0])}. "
+        "Perplexity: how odd the text is to the untrained model. base (high): the untrained model's own completions on the high-SI "
+        "set. 95 % intervals over questions, or over seeds where there are several."
     )

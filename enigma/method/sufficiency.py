@@ -78,7 +78,7 @@ def set_sufficiency_index(scores: list, sets, critic: list | None = None) -> np.
     """SI of each set of principles, (sets,), at most 1: eq. 11 with the information of eq. 13.
 
     `sets`: (sets, size) indices in [0, K); the rest as in `sufficiency_index`. Interval of set i over
-    questions: `set_information(scores, sets).at(i).interval(size)`. Source: our choice [D].
+    questions: `set_information(scores, sets).at(i).interval(size)`. Raises ValueError for sets of another shape. Source: our choice [D].
     """
     return set_information(scores, sets, critic).sufficiency(np.shape(sets)[1])
 
@@ -116,6 +116,10 @@ def set_information(scores: list, sets, critic: list | None = None) -> Ratio:
     `principle_information`. With a trained arm's scores and the untrained model as critic it is legibility (eq. 14).
     """
     sets = np.asarray(sets)
+    if sets.ndim != 2:
+        raise ValueError(
+            f"sets: found shape {sets.shape}; expected (sets, size), such as [[0, 1, 2]] for one set"
+        )
     member = np.zeros((np.shape(scores[0])[1], len(sets)))
     np.put_along_axis(member, sets.T, 1.0, axis=0)
     information, weight = np.empty((len(sets), len(scores))), np.empty((len(sets), len(scores)))

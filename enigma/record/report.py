@@ -55,7 +55,8 @@ def publish_page(profile, results: Results) -> Path:
             f"{results.notebooks}: found no executed notebook; expected those of a run; "
             f"start one with `enigma run {profile.name}`"
         )
-    links = [("claims", "Claims"), ("reproduction", "Reproduction")]
+    compared = results.folder / "reproduction.md"
+    links = [("claims", "Claims")] + [("reproduction", "Reproduction")] * compared.is_file()
     links += [(path.stem, path.stem[3:].replace("_", " ").capitalize()) for path in notebooks]
     names = [path.stem for path in results.figures.glob("*.json") if not results.fault(FIGURE, path.stem)]
     sidecars = {name: results.sidecar(FIGURE, name) for name in names}
@@ -65,9 +66,10 @@ def publish_page(profile, results: Results) -> Path:
         "<nav>" + "".join(f'<a href="#{link}">{text}</a>' for link, text in links) + "</nav>",
         '<h2 id="claims">The paper\'s claims, and what was measured here</h2>',
         *_claims(results),
-        '<h2 id="reproduction">Does this run agree with the published one?</h2>',
-        _reproduction(results),
     ]
+    if compared.is_file():
+        body.append('<h2 id="reproduction">Does this run agree with the published one?</h2>')
+        body.append(_markdown(compared.read_text(encoding="utf-8")))
     for path in notebooks:
         body += [f'<section id="{path.stem}">', *_notebook(path, sidecars), "</section>"]
     head = (
@@ -102,11 +104,6 @@ def _measured(row) -> str:
     low, high = (float(end) if end != "" else float("nan") for end in (row.low, row.high))
     units = f" over {row.units:.0f} {row.over}" if row.units != "" else ""
     return f"{row.measure}: {interval_text(float(row.value), low, high)}{units}"
-
-
-def _reproduction(results: Results) -> str:
-    path = results.folder / "reproduction.md"
-    return _markdown(path.read_text(encoding="utf-8")) if path.is_file() else "<p>Not compared.</p>"
 
 
 def _figure(name: str, sidecar: dict) -> str:
