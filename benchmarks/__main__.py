@@ -88,6 +88,22 @@ def measure(profile, rounds: int) -> tuple[list[dict], list[dict]]:
     ], profiles
 
 
+def count(profile) -> list[dict]:
+    """Operations of both sides: the ratio that equally fast arithmetic would give."""
+    rows = []
+    for k, target in ((4, 0.65), (2, 0.35)):
+        ours, peer = cases.trainer(profile, EnigmaTrainer, k), cases.trainer(profile, GRPOTrainer, k)
+        inputs = cases.sampling(ours)()
+        found = {f"loss phase, K={k}": (cases.loss_phase(ours, peer, inputs), target)}
+        if k == 2:
+            found["SAMI matrix with gradient, K=2"] = (cases.sami_matrix(ours, inputs, k), 0.28)
+        for name, (case, aim) in found.items():
+            mine, its = cases.flops(case.ours), cases.flops(case.peer)
+            head = {"name": name, "teraflops": round(mine, 3), "peer_teraflops": round(its, 3)}
+            rows.append(head | {"ratio": round(mine / its, 4), "target": aim})
+    return rows
+
+
 def beside_another(step, rounds: int) -> dict:
     """Processor seconds of our step beside a second busy process, against the same step before and after it.
 
@@ -148,11 +164,16 @@ def main() -> None:
     parser.add_argument("--profile", default="cpu", help="shapes are this profile's (default: cpu)")
     parser.add_argument("--rounds", type=int, default=1, help="measurements of each side (default: 1)")
     parser.add_argument("--memory", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--count", action="store_true", help="count operations instead: benchmarks/flops.json"
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     profile = load_profile(args.profile)
     if args.memory:
         return _print_peak(profile, args.memory)
+    if args.count:
+        return atomic_write_json(HERE / "flops.json", {"profile": profile.name, "rows": count(profile)})
     started, load = time.perf_counter(), round(os.getloadavg()[0], 1)
     rows, profiles = measure(profile, args.rounds)
     minutes = round((time.perf_counter() - started) / 60, 1)

@@ -66,6 +66,15 @@ def taken(work: Callable[[], object]) -> tuple[float, float]:
     return wall, wall if torch.cuda.is_available() else time.process_time() - worked
 
 
+def flops(work: Callable[[], object]) -> float:
+    """Floating-point operations of one call, in 10^12: matrix products, which are nearly all; attention on a CPU is left out."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e12
+
+
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -37,6 +37,7 @@ MEASURED = {
         "name seconds peer_seconds memory_gb peer_memory_gb ratio processor_ratio target met",
     ),
     "kernels": ("cpu", "kernels"),
+    "flops": ("flops", "rows", "name teraflops peer_teraflops ratio target"),
     "geometry_cost": ("geometry_cpu", "rows", "name value target met"),
     "growth": (
         "growth",

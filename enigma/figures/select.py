@@ -6,6 +6,7 @@ from enigma.figures.style import BLUE, GREY, ORANGE, figure, finding, forest, le
 from enigma.stages.select import NAME
 
 COLOURS = {"high": BLUE, "low": ORANGE, "": GREY}
+NAMES = {"high": "in the high-SI set", "low": "in the low-SI set", "": "in neither"}
 ENDS = ("si", "si_low", "si_high")
 
 
@@ -19,7 +20,8 @@ def fig1_sufficiency(profile, sufficiency, selection):
     lines = len(single) + len(sets) + 1
     drawn, [axes] = panels(1, 7, 0.24 * lines + 0.9)
     for y, row in enumerate(single.itertuples(), start=len(sets) + 1):
-        colour = COLOURS[chosen.get(row.name, "")]
+        side = chosen.get(row.name, "")
+        colour = COLOURS[side]
         if "si_paraphrase" in single:
             axes.hlines(
                 y, row.si_paraphrase_low, row.si_paraphrase_high, color=colour, lw=0.5, ls=":", zorder=0
@@ -27,7 +29,7 @@ def fig1_sufficiency(profile, sufficiency, selection):
             forest(
                 axes, single.loc[[row.Index]], [y], colour, names=["si_paraphrase"] * 3, mfc="white", zorder=1
             )
-        forest(axes, single.loc[[row.Index]], [y], colour, names=ENDS)
+        forest(axes, single.loc[[row.Index]], [y], colour, names=ENDS, label=NAMES[side])
     for y, row in enumerate(sets.itertuples()):
         forest(axes, sets.loc[[row.Index]], [y], COLOURS.get(row.name, GREY), "D", names=ENDS)
     axes.axhline(len(sets), color=GREY, lw=0.6, ls=":")
@@ -36,6 +38,9 @@ def fig1_sufficiency(profile, sufficiency, selection):
     low = min(0.0, float(span["si_low"].min()), float(single.get("si_paraphrase", single["si"]).min()))
     among = f"principles among {len(single)}, sets among their own {profile.principles.set_size}"
     axes.set(xlabel=f"Sufficiency Index\n({among})", xlim=(low - 0.05, 1.02), ylim=(-0.7, lines - 0.3))
+    if "si_paraphrase" in single:
+        axes.plot([], [], "o", mfc="white", mec=GREY, ms=4, label="read under paraphrases")
+    legend(drawn, axes)
     first, last = single.iloc[-1], single.iloc[0]
     finding(
         drawn, f"{first['name']} is carried best ({short(first.si)}), {last['name']} least ({short(last.si)})"

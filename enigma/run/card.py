@@ -2,6 +2,7 @@
 
 from enigma import __version__
 from enigma.llm.loading import hub_name
+from enigma.record.results import TABLE
 from enigma.run.licences import OURS, licences
 from enigma.stages import select, train
 
@@ -34,6 +35,7 @@ def model_card(profile, results, arm: str, seed: int) -> str:
     trainer, base = profile.trainer, hub_name(profile.model)
     members = select.chosen_sets(profile, results.store)[profile.arms[arm].set]
     verdicts = results.read_table("claims")["verdict"].value_counts()
+    made = {one["commit"] for one in results.sidecar(TABLE, "training")["made"]}
     return CARD.format(
         base=f"base_model: {base}\n" if base else "",
         arm=arm,
@@ -43,7 +45,7 @@ def model_card(profile, results, arm: str, seed: int) -> str:
         steps=settings["max_steps"],
         batch=trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps,
         version=__version__,
-        commit=results.read_record()["commit"],
+        commit=", ".join(sorted(made)),
         profile=profile.name,
         profile_hash=profile.hash,
         model=terms["model"],
