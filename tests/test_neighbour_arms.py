@@ -92,6 +92,16 @@ def test_the_tables_have_every_arm_beside_its_control(run):
     difference = table[(table["arm"] == "scion") & (table["versus"] == "grpo")].iloc[0]
     assert difference["bits"] == pytest.approx(own.loc["scion", "bits"] - own.loc["grpo", "bits"])
     assert own.loc["steered", "drift"] >= 0 and np.isnan(own["arc_easy"]).all()
+    columns = ["arm", "seed", "versus", "task", "metric", "difference"]
+    common = ["arc_easy", "margin"]
+    rows = [
+        ["grpo", 0, "base", *common, 0.1],
+        ["scion", 0, "base", *common, 0.4],
+        ["scion", 0, "grpo", *common, 9.0],
+    ]
+    asked = made | {"benchmark_differences": pd.DataFrame(rows, columns=columns)}
+    judged = comparison.table(profile, claims.Tables(profile, asked)).set_index(["arm", "versus"])
+    assert judged.loc[("scion", "grpo"), "arc_easy"] == pytest.approx(0.3)
     read = table.replace({"versus": {"": None}})
     assert "control" in drawn.fig12_neighbours(profile, read)[1]
     base = made["complexity"].query("arm == 'base'").iloc[0]

@@ -16,7 +16,7 @@ CAPTION = (
     "without `versus` has the mean over seeds, with the smallest and the largest. reward: graded format at the end; drift: "
     "Sinkhorn divergence on held-out prompts, mean over layers; untrained_bound: information (nats) that the untrained model "
     "reads; perplexity: of held-out completions under the untrained model; bits: Lempel-Ziv bits per character; arc_easy, piqa: "
-    "margin minus the untrained model's, in standard deviations of its items; seconds: of a step; reward_at_drift: difference in "
+    "margin minus the untrained model's (nats per character), shown whether or not so few items make the task sensitive; seconds: of a step; reward_at_drift: difference in "
     "training reward (mean of three steps), each run taken where its drift first reached the smaller of the two largest drifts. learned: "
     "whether the interval of the gain lies above zero in every run."
 )
@@ -71,7 +71,9 @@ def _by_seed(profile, read, measure: str, arm: str | None) -> pd.Series:
     if arm is None:
         raise KeyError(arm)
     if measure in ("arc_easy", "piqa"):
-        return read.effect(arm, BASE, [measure])
+        found = read.get("benchmark_differences")
+        found = found[(found["versus"] == BASE) & (found["metric"] == "margin") & (found["task"] == measure)]
+        return read.by_seed(found, "difference", arm).astype(np.float64)
     frame, column = {
         "reward": lambda: (read.get("training_checks"), "reward_end"),
         "drift": lambda: (read.drift(), "value"),
