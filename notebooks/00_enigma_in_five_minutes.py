@@ -76,7 +76,8 @@ figures.table(first, "The first completion under each principle, sampled at temp
 #
 # $$S_{ik} = \sum_t \log \pi(y_{i,t} \mid y_{i,<t}, x, c_k), \quad \pi_{ik} = \mathrm{softmax}_k S_{ik} \tag{8, 9}$$
 #
-# with $x$ the question and $c_k$ the $k$-th principle. A row is a completion, a column the principle that it is read under. Bright blocks on the diagonal mean that a text gives its principle away.
+# with $x$ the question and $c_k$ the $k$-th principle. A row is a completion, a column the principle that it is read under. Bright blocks
+# on the diagonal mean that a text gives its principle away.
 
 # %%
 scores = torch.tensor(matched["completion"], dtype=torch.float64)
@@ -123,8 +124,8 @@ figures.table(pd.DataFrame(rewards, index=names, columns=range(1, G + 1)), "Form
 # %% [markdown]
 # **SAMI** asks: which principle wrote this completion, and which completion did this principle write (eq. 3 to 5)? Its loss is low
 # where the blocks of the score matrix are bright: 0 where every text gives its principle away, and the mean of the logarithms of how
-# many there are to choose from, in a row and in a column, where it guesses. In training the scores are means over tokens, which keeps the gradient in proportion; the
-# bound of the information (eq. 10) is made from their sums.
+# many there are to choose from, in a row and in a column, where it guesses. In training the scores are means over tokens, which keeps the
+# gradient in proportion; the bound of the information (eq. 10) is made from their sums.
 
 # %%
 per_token = scores / torch.tensor(matched["tokens"])[:, None]
@@ -209,5 +210,5 @@ figures.table(
 
 # %% [markdown]
 # **How to read it.** A step of this size changes a whole completion's log-probability by a few tenths of a nat. In bfloat16 rounding
-# alone moves it by about as much, so one step shows no effect of the reward: training is many such steps. Then what is there to ask? Whether the format is learned (notebook 2), what it costs elsewhere (3), how far
-# the states moved (4), and which of the paper's claims survive (5). Next: `01_select`.
+# alone moves it by about as much, so one step shows no effect of the reward: training is many such steps. Then what is there
+# to ask? Whether the format is learned (notebook 2), what it costs elsewhere (3), how far the states moved (4), and which of the paper's claims survive (5). Next: `01_select`.

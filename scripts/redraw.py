@@ -17,10 +17,11 @@ from enigma import figures
 from enigma.errors import InputError
 from enigma.profile import load_profile
 from enigma.record import report
-from enigma.record.files import atomic_folder, atomic_write_json, atomic_write_text, file_hash
+from enigma.record.files import atomic_folder, atomic_write_json, atomic_write_text
 from enigma.record.provenance import code_commit
 from enigma.record.results import RECORD, REFERENCE, Results
-from enigma.run.verify import MANIFEST, verify
+from enigma.run.publish import list_files
+from enigma.run.verify import verify
 
 
 def shown(profile, results: Results, name: str) -> list:
@@ -35,10 +36,9 @@ def shown(profile, results: Results, name: str) -> list:
 
 
 def redraw(profile, root: Path = REFERENCE) -> None:
-    published = Results.reference(profile, root).folder
-    faults = [
-        f"{what}: {fault}" for what, fault in verify(profile, Results.reference(profile, root)) if fault
-    ]
+    reference = Results.reference(profile, root)
+    published = reference.folder
+    faults = [f"{what}: {fault}" for what, fault in verify(profile, reference) if fault]
     if faults:
         raise InputError(f"{published}: {faults[0]}; expected a published run that verifies")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,9 +53,7 @@ def redraw(profile, root: Path = REFERENCE) -> None:
             atomic_write_text(path, nbformat.writes(notebook) + "\n")
         atomic_write_json(results.folder / RECORD, results.read_record() | {"drawn": code_commit()})
         report.publish_page(profile, results)
-        files = sorted(path for path in results.folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-        listed = {path.relative_to(results.folder).as_posix(): file_hash(path) for path in files}
-        atomic_write_json(results.folder / MANIFEST, listed)
+        list_files(results.folder)
         with atomic_folder(published) as new:
             shutil.copytree(results.folder, new, dirs_exist_ok=True)
 

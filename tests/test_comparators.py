@@ -18,6 +18,7 @@ from enigma.llm.rewards import (
     SalmonReward,
     SemanticReward,
     ShuffledReward,
+    code,
 )
 
 encoder = pytest.mark.skipif(
@@ -160,3 +161,18 @@ def test_a_shuffled_reward_has_the_same_values_in_another_order():
     reward = ShuffledReward(lambda **kwargs: list(range(20)), seed=1)
     one, again, other = (reward(trainer_state=at(step)) for step in (1, 1, 2))
     assert one == again != other and sorted(one) == sorted(other) == list(range(20)) != one
+
+
+def test_a_module_that_moves_within_a_package_is_another_code(tmp_path):
+    package = tmp_path / "their_rewards"
+    for folder in (package / "a", package / "b"):
+        folder.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "a" / "short.py").write_text("def short(completions, **columns): ...")
+    before = code("their_rewards.a.short:short", tmp_path)
+    (package / "a" / "short.py").rename(package / "b" / "short.py")
+    assert code("their_rewards.b.short:short", tmp_path) != before
+    elsewhere = tmp_path.with_name("elsewhere")
+    tmp_path.rename(elsewhere)
+    (elsewhere / "their_rewards" / "b" / "short.py").rename(elsewhere / "their_rewards" / "a" / "short.py")
+    assert code("their_rewards.a.short:short", elsewhere) == before

@@ -25,8 +25,8 @@ def fig9_claims(profile, claims):
         )
         axes.vlines(0, y - 0.25, y + 0.15, color=GREY, lw=0.8, zorder=0)
         axes.axhline(y + 0.6, color=GREY, lw=0.3)
-    told = claims["id"] + "\n" + claims["verdict"].str.removesuffix(" at this size")
-    axes.set_yticks(range(len(claims)), told[::-1])
+    names = claims["id"] + "\n" + claims["verdict"].str.removesuffix(" at this size")
+    axes.set_yticks(range(len(claims)), names[::-1])
     for label, verdict in zip(axes.get_yticklabels(), claims["verdict"][::-1], strict=True):
         label.set(color=COLOURS[verdict], fontweight="bold", fontsize="small")
     axes.set_ylim(-0.4, len(claims) - 0.4)

@@ -117,7 +117,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, each of `width` x `height` inches, `columns` side by side, and their axes."""
     if _in_column.get():
-        columns, width, height = 1, COLUMN, height * 0.75 if count > 1 else height
+        columns, width, height = 1, COLUMN, height * (0.75 if count > 1 else 1)
     columns = min(columns, count)
     rows = -(-count // columns)
     size = (width * columns, height * rows + 0.4)

@@ -8,7 +8,8 @@
       notebooks/    executed notebooks
       run.json      the run record: profile, commits, versions, machine, time and memory of each stage
 
-A reference has the same folders without `pieces`, and `adapters` beside. Only `enigma publish` writes one.
+A reference has the same folders without `pieces`, and `adapters` beside. Only maintainers write one,
+with `enigma publish`; scripts/redraw.py draws its figures anew from its tables.
 A sidecar holds caption, sha256, the stage, the hash of the profile's content, and the commits and versions that made
 the rows. It holds no time and no path, so the same rows give the same bytes. Source: our choice [D].
 """

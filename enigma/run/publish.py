@@ -68,8 +68,13 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
                 place = new / "adapters" / run_name(arm, seed)
                 shutil.copytree(train.adapter(profile, store, arm, seed), place)
                 atomic_write_text(place / "README.md", model_card(profile, results, arm, seed))
-        files = sorted(path for path in new.rglob("*") if path.is_file())
-        atomic_write_json(
-            new / MANIFEST, {path.relative_to(new).as_posix(): file_hash(path) for path in files}
-        )
+        list_files(new)
     return folder
+
+
+def list_files(folder: Path) -> None:
+    """Write the list of hashes of what lies in a published folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    atomic_write_json(
+        folder / MANIFEST, {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    )
