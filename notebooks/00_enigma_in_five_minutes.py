@@ -17,7 +17,7 @@
 #
 # ENIGMA fine-tunes a language model so that its *reasoning* carries an organisation's principles. There is no reward model: the only
 # reward is the format of the text. Two more terms do the work, both computed from the same batch. Below you see each of them once, on one
-# question and four principles, and then one step of training. It takes two to four minutes on two cores. Equations are numbered as in
+# question and four principles, and then one step of training. It takes about two minutes on two idle cores. Equations are numbered as in
 # docs/method.md.
 
 # %% tags=["parameters"]
