@@ -38,7 +38,6 @@ MEASURED = {
     ),
     "kernels": ("cpu", "kernels"),
     "flops": ("flops", "rows", "name teraflops peer_teraflops ratio target"),
-    "geometry_cost": ("geometry_cpu", "rows", "name value target met"),
     "growth": (
         "growth",
         "rows",
