@@ -185,10 +185,10 @@ def select(
     from enigma.stages.select import rank
 
     found = load_profile(profile)
-    check_pool(principles)
+    pool = check_pool(principles)
     check_questions(found.questions, {"select": found.sufficiency.questions})
     check_model(found.model)
-    table = rank(found, principles, Results(found, results).store)
+    table = rank(found, pool, Results(found, results).store)
     _table(table[["name", "si", "si_low", "si_high", "information", "questions"]].to_dict("records"), as_json)
 
 

@@ -37,12 +37,9 @@ def problems(profile: Profile) -> Iterator[Problem]:
     ):
         if len(set(values)) < len(values):
             yield Problem(key, repr(values), "each value once")
-    if profile.geometry.subspace >= profile.geometry.prompts:
-        yield Problem(
-            "geometry.subspace",
-            repr(profile.geometry.subspace),
-            f"less than geometry.prompts ({profile.geometry.prompts})",
-        )
+    subspace, prompts = profile.geometry.subspace, profile.geometry.prompts
+    if subspace >= prompts:
+        yield Problem("geometry.subspace", repr(subspace), f"less than geometry.prompts ({prompts})")
 
 
 def _required(
@@ -63,19 +60,13 @@ def _model_problems(model: Model) -> Iterator[Problem]:
     yield from _required("model", model, needed[model.source], ("source", "dtype"))
     if (shape := model.config) is None:
         return
-    heads, key_value_heads = shape.num_attention_heads, shape.num_key_value_heads
-    if shape.hidden_size % (2 * heads):
-        yield Problem(
-            "model.config.hidden_size",
-            repr(shape.hidden_size),
-            f"a multiple of 2 x num_attention_heads ({2 * heads}), for rotary positions",
-        )
-    if heads % key_value_heads:
-        yield Problem(
-            "model.config.num_attention_heads",
-            repr(heads),
-            f"a multiple of num_key_value_heads ({key_value_heads})",
-        )
+    heads, groups, width = shape.num_attention_heads, shape.num_key_value_heads, shape.hidden_size
+    if width % (2 * heads):
+        expected = f"a multiple of 2 x num_attention_heads ({2 * heads}), for rotary positions"
+        yield Problem("model.config.hidden_size", repr(width), expected)
+    if heads % groups:
+        expected = f"a multiple of num_key_value_heads ({groups})"
+        yield Problem("model.config.num_attention_heads", repr(heads), expected)
 
 
 def _question_problems(questions: Questions) -> Iterator[Problem]:
@@ -86,42 +77,26 @@ def _question_problems(questions: Questions) -> Iterator[Problem]:
     )
 
 
-def _nearest(size: int, matched: int) -> str:
-    """The multiples of `matched` around `size`, as text."""
-    below = size // matched * matched
-    return f"{below} or {below + matched}" if below else f"{matched}"
-
-
 def _trainer_problems(profile: Profile) -> Iterator[Problem]:
     trainer = profile.trainer
     if "base" in profile.arms:
         yield Problem("arms.base", "an arm", "another name: base is the untrained model")
-    if trainer.lora.dropout:
-        yield Problem(
-            "trainer.lora.dropout", repr(trainer.lora.dropout), "0: it would be noise in every bound"
+    if dropout := trainer.lora.dropout:
+        yield Problem("trainer.lora.dropout", repr(dropout), "0: it would be noise in every bound")
+    k, g, batch = trainer.num_principles, trainer.num_generations, trainer.per_device_train_batch_size
+    below = batch // (k * g) * k * g
+    if batch != below:
+        expected = (
+            f"a whole multiple of num_principles x num_generations ({k} x {g} = {k * g}), else a matched set is split; "
+            f"nearest: {f'{below} or ' if below else ''}{below + k * g}"
         )
-    matched = trainer.num_principles * trainer.num_generations
-    if trainer.per_device_train_batch_size % matched:
-        yield Problem(
-            "trainer.per_device_train_batch_size",
-            repr(trainer.per_device_train_batch_size),
-            f"a whole multiple of num_principles x num_generations ({trainer.num_principles} x "
-            f"{trainer.num_generations} = {matched}), else a matched set is split; nearest: "
-            f"{_nearest(trainer.per_device_train_batch_size, matched)}",
-        )
-    if trainer.num_principles > profile.principles.set_size:
-        yield Problem(
-            "trainer.num_principles",
-            repr(trainer.num_principles),
-            f"at most principles.set_size ({profile.principles.set_size})",
-        )
+        yield Problem("trainer.per_device_train_batch_size", repr(batch), expected)
+    if k > (size := profile.principles.set_size):
+        yield Problem("trainer.num_principles", repr(k), f"at most principles.set_size ({size})")
     contrasted = [name for name, arm in profile.arms.items() if arm.lambda_sami > 0]
-    if trainer.num_principles < 2 and contrasted:
-        yield Problem(
-            "trainer.num_principles",
-            repr(trainer.num_principles),
-            f"at least 2, because arm {contrasted[0]} has lambda_sami above 0",
-        )
+    if k < 2 and contrasted:
+        expected = f"at least 2, because arm {contrasted[0]} has lambda_sami above 0"
+        yield Problem("trainer.num_principles", repr(k), expected)
     yield from _arm_problems(profile)
     layers = profile.model.config.num_hidden_layers if profile.model.config else None
     if layers is not None:

@@ -202,6 +202,11 @@ class Trainer(Section):
     zero_spread: Literal["error", "report"]
     lora: Lora
 
+    @property
+    def completions(self) -> int:
+        """Of one optimiser step, over all devices."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
 
 class Benchmarks(Section):
     tasks: Annotated[list[TaskName], Field(min_length=1)]
@@ -215,9 +220,8 @@ class Geometry(Section):
     subspace: Count
     permutations: Annotated[int, Field(ge=19, le=1_000_000)]  # fewer could never give p <= 0.05
     batch_size: Size
-    infomec: bool = (
-        False  # also modularity, compactness and explicitness of what a principle in the prompt does
-    )
+    # Also modularity, compactness and explicitness of what a principle in the prompt does.
+    infomec: bool = False
 
 
 class Seeds(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from enigma.__main__ import main
+from enigma.data.principles import load_pool
 from enigma.profile import load_profile
 from enigma.record.results import Results
 from enigma.stages import benchmark, select, train
@@ -38,12 +39,7 @@ def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp
     profile = load_profile(mine)
     results = Results(profile, tmp_path / "results")
     chosen = select.run(profile, results)["selection"]
-    assert set(chosen["principle"]) <= {
-        "think-of-beginners",
-        "count-the-cost",
-        "give-two-sides",
-        "thank-the-person",
-    }
+    assert set(chosen["principle"]) <= {one.name for one in load_pool(mine.parent / "my_principles.yaml")}
     steps = train.run(profile, results)["training"].query("arm == 'mine'")
     assert len(steps) == 2 and steps["reward_principle"].between(0, 1).all()
     store = results.store
@@ -57,11 +53,6 @@ def test_own_model_principles_reward_and_task_are_measured_and_trained(mine, tmp
     reward.write_text(text, encoding="utf-8")
     scores = benchmark.run(profile, results)["benchmarks"].query("task == 'my_task'")
     assert set(scores["arm"]) == {"base", "grpo", "mine"} and {"acc", "margin"} <= set(scores["metric"])
-
-
-def test_own_code_runs_only_where_it_is_allowed(mine, capsys):
-    assert main(["check", str(mine)]) == 2
-    assert "--allow-code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -80,12 +71,9 @@ def test_own_principles_are_ranked_in_one_command(tmp_path, capsys):
     assert "count-the-cost" in capsys.readouterr().out
 
 
-def test_the_trainer_runs_in_the_script_of_the_readme(tmp_path, toy_model, toy_tokenizer, monkeypatch):
+def test_the_trainer_runs_in_the_script_of_the_readme(mine):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    toy_model().save_pretrained(tmp_path / "model")
-    toy_tokenizer.save_pretrained(tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    Path("script.py").write_text(code.replace("embedded_folder()", "'model'"), encoding="utf-8")
+    Path("script.py").write_text(code.replace("embedded_folder()", "'mine/my_model'"), encoding="utf-8")
     logged = runpy.run_path("script.py")["trainer"].state.log_history[0]
     assert {"loss/grpo", "loss/sami", "loss/ot", "ot/divergence"} <= logged.keys()
 

@@ -13,9 +13,8 @@ from enigma.llm import prompts
 from enigma.llm.sampling import sample_completions
 from enigma.llm.scoring import completion_logprobs, reasoning_tokens
 
-POSITIONS = (
-    1024  # completion tokens of a forward, with one prompt at least: fewer waste time, more take memory
-)
+# Completion tokens of a forward, with one prompt at least: fewer waste time, more take memory.
+POSITIONS = 1024
 
 
 @torch.no_grad()

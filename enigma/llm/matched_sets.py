@@ -4,12 +4,12 @@ A matched set is one question under K principles with G completions each: K x G 
 may part. The layout is our choice [D].
 """
 
-from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Sampler
 from trl.trainer.utils import split_tensor_dict
@@ -158,14 +158,12 @@ def matched_sets(dataset, k: int) -> list[list[int]]:
     """
     if "matched_set" not in dataset.column_names:
         raise ValueError(f"the data set needs a column `matched_set`; found {sorted(dataset.column_names)}")
-    names = dataset["matched_set"]
-    counts = Counter(names)
-    for name, count in counts.items():
-        if count != k:
-            raise ValueError(f"matched_set {name!r} has {count} rows, expected num_principles = {k}")
-    sets: dict = {name: [] for name in counts}
-    for i, name in enumerate(names):
-        sets[name].append(i)
+    sets: dict = {}
+    for i, name in enumerate(dataset["matched_set"]):
+        sets.setdefault(name, []).append(i)
+    for name, rows in sets.items():
+        if len(rows) != k:
+            raise ValueError(f"matched_set {name!r} has {len(rows)} rows, expected num_principles = {k}")
     return list(sets.values())
 
 
@@ -175,25 +173,18 @@ def regroup(batches: list[dict]) -> list[dict]:
     The Sinkhorn term takes tokens by their place, so the order inside a set counts too: the shuffle differs between
     processes.
     """
-    merged = {key: _merge([batch[key] for batch in batches]) for key in batches[0]}
-    order = torch.argsort(merged["position"])
-    return split_tensor_dict({key: _take(value, order) for key, value in merged.items()}, len(batches))
+    order = torch.argsort(torch.cat([batch["position"] for batch in batches]))
 
+    def whole(parts: list):
+        if isinstance(parts[0], Tensor) and parts[0].ndim > 0:
+            return torch.cat(parts)[order]
+        if isinstance(parts[0], list):
+            items = list(chain.from_iterable(parts))
+            return [items[i] for i in order.tolist()]
+        return parts[0]
 
-def _merge(values: list):
-    if isinstance(values[0], Tensor) and values[0].ndim > 0:
-        return torch.cat(values)
-    if isinstance(values[0], list):
-        return [item for value in values for item in value]
-    return values[0]
-
-
-def _take(value, order: Tensor):
-    if isinstance(value, Tensor) and value.ndim > 0:
-        return value[order]
-    if isinstance(value, list):
-        return [value[i] for i in order.tolist()]
-    return value
+    merged = {key: whole([batch[key] for batch in batches]) for key in batches[0]}
+    return split_tensor_dict(merged, len(batches))
 
 
 def check_rows(rows: list[dict], k: int, g: int) -> None:
@@ -235,9 +226,4 @@ def unpad(ids: Tensor, mask: Tensor) -> list[Tensor]:
 
 def pad_tokens(values: Tensor, t: int, dim: int = 1) -> Tensor:
     """Pad the token dimension with zeros to the batch's own width."""
-    missing = t - values.shape[dim]
-    if missing == 0:
-        return values
-    shape = list(values.shape)
-    shape[dim] = missing
-    return torch.cat([values, values.new_zeros(shape)], dim=dim)
+    return F.pad(values, (0, 0) * (values.ndim - dim - 1) + (0, t - values.shape[dim]))

@@ -70,10 +70,6 @@ class Packing:
             made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
         return Join.apply(self, *made)
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(L, H, D) to the levels (n, longest, H, D), zero where a text is shorter."""
-        return _split(x, self)
-
     def masks(self, window: int | None) -> list[Tensor]:
         """For each level (n, 1, own, keys) bool: the keys are those of the texts that it continues, and its own."""
         if window not in self._masks:
@@ -137,7 +133,7 @@ def _grouped(query, key, value, mask, dropout=0.0, scaling=None) -> Tensor:
     return out.reshape(b, heads, s, -1).transpose(1, 2)
 
 
-def _split(x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
+def split(x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
     """(L, H, D) to the levels (n, longest, H, D), zero where a text is shorter."""
     levels = []
     for part, cells, valid in zip(
@@ -149,18 +145,18 @@ def _split(x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
 
 
 def _join(levels: Sequence[Tensor], packing: Packing) -> Tensor:
-    """The line again: inverse of `_split`, and its adjoint."""
+    """The line again: inverse of `split`, and its adjoint."""
     pairs = zip(levels, packing.cells, strict=True)
     return torch.cat([level.flatten(0, 1).index_select(0, cells) for level, cells in pairs])
 
 
 class Split(torch.autograd.Function):
-    """`_split`; autograd's own gradient of an index adds up rows one by one, though none comes twice."""
+    """`split`; autograd's own gradient of an index adds up rows one by one, though none comes twice."""
 
     @staticmethod
     def forward(ctx, x: Tensor, packing: Packing):
         ctx.packing = packing
-        return _split(x, packing)
+        return split(x, packing)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -177,7 +173,7 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return None, *_split(gradient, ctx.packing)
+        return None, *split(gradient, ctx.packing)
 
 
 def unwrap(model):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from enigma.llm.packing import Packing, install, line_inputs
+from enigma.llm.packing import Packing, install, line_inputs, split
 from enigma.llm.prompts import encode
 from enigma.llm.scoring import shared_prefix
 
@@ -225,7 +225,7 @@ class _Read(Packing):
         self.kept: dict = {}
 
     def attend(self, module, query, key, value, window, **options) -> Tensor:
-        first, rest = zip(*(self.split(x) for x in (key, value)), strict=True)
+        first, rest = zip(*(split(x, self) for x in (key, value)), strict=True)
         self.kept[module] = [x[0].transpose(0, 1) for x in first], [x.transpose(1, 2) for x in rest]
         return super().attend(module, query, key, value, window, **options)
 

@@ -11,6 +11,7 @@ completions of T tokens cost S + K(P - S + N(T + 1)) tokens instead of K N (P + 
 behind the SAMI term, stage 1 and the metrics.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import chain
 
@@ -146,11 +147,5 @@ def reasoning_tokens(tokenizer, ids: list[int]) -> int:
     end = reasoning_span(text)[1]
     if end >= len(text):
         return len(ids)
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        if len(tokenizer.decode(ids[:middle], skip_special_tokens=False)) < end:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    read = lambda count: len(tokenizer.decode(ids[:count], skip_special_tokens=False))
+    return bisect_left(range(len(ids)), end, key=read)

@@ -23,8 +23,8 @@ class StateReader:
                 self.cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     @torch.no_grad()
-    def read(self, prompts: list[list[int]], completions: list[list[int]], *, hidden=True, logits=False):
-        """One (hidden (layers, T, d) float32, logits (T, V)) per row; None for what is not asked for.
+    def read(self, prompts: list[list[int]], completions: list[list[int]], *, logits=False):
+        """One (hidden (layers, T, d) float32, logits (T, V), None unless asked for) per row.
 
         hidden[:, t] is the state at completion token t, logits[t] the prediction of that token.
         """
@@ -41,20 +41,14 @@ class StateReader:
             attention_mask=mask.to(self.model.device),
             past_key_values=self._expanded(len(rows)),
             use_cache=self.cache is not None,
-            output_hidden_states=hidden,
+            output_hidden_states=True,
             logits_to_keep=ids.shape[1] - first if logits else 1,
         )
         for row, (p, c) in enumerate(zip(own, completions, strict=True)):
-            states = (
-                [output.hidden_states[i][row, len(p) : len(p) + len(c)] for i in self.layers]
-                if hidden
-                else None
-            )
+            states = [output.hidden_states[i][row, len(p) : len(p) + len(c)] for i in self.layers]
             start = len(p) - 1 - first
-            yield (
-                torch.stack(states).float().cpu() if hidden else None,
-                output.logits[row, start : start + len(c)] if logits else None,
-            )
+            said = output.logits[row, start : start + len(c)] if logits else None
+            yield torch.stack(states).float().cpu(), said
 
     def _expanded(self, rows: int):
         if self.cache is None:

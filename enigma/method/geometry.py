@@ -113,9 +113,8 @@ def _principal_axes(x: np.ndarray, k: int) -> np.ndarray:
     if not 1 <= k <= min(x.shape):
         raise ValueError(f"k: found {k}, expected between 1 and {min(x.shape)}")
     if k < min(x.shape):
-        start = np.random.default_rng(0).standard_normal(
-            min(x.shape)
-        )  # ones would be orthogonal to centred rows
+        # Ones would be orthogonal to centred rows.
+        start = np.random.default_rng(0).standard_normal(min(x.shape))
         return svds(x, k=k, v0=start)[2].T
     return np.linalg.svd(x, full_matrices=False)[2][:k].T
 

@@ -90,7 +90,9 @@ def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:
     column = torch.logsumexp(columns.masked_fill(sibling & ~itself, float("-inf")), dim=1) - own
     counts = torch.bincount(source, minlength=k)
     # m / K for each completion: draws of every principle that the marginal's estimate stands for.
-    draws = torch.minimum(counts[source] - 1, _fewest_of_others(counts)[source]).to(scores.dtype)
+    least, second = counts.sort().values[:2]
+    fewest = torch.where(counts == least, second, least)  # completions of any other principle
+    draws = torch.minimum(counts - 1, fewest)[source].to(scores.dtype)
     available = (counts[source][None, :] - sibling.long()).clamp(min=1).to(scores.dtype)
     marginal = torch.logsumexp((columns - available.log()).masked_fill(itself, float("-inf")), dim=1)
     limit = torch.log1p(k * draws)
@@ -98,16 +100,6 @@ def infonce_terms(scores: Tensor, source: Tensor) -> InfoNCETerms:
         row=-torch.log_softmax(scores, dim=1)[n, source],
         column=column,
         column_bound=limit + own - torch.logaddexp(own, marginal + draws.log()),
-    )
-
-
-def _fewest_of_others(counts: Tensor) -> Tensor:
-    """(K,): the smallest count among the other principles."""
-    others = counts.repeat(len(counts), 1)
-    return (
-        others.masked_fill(torch.eye(len(counts), dtype=torch.bool, device=counts.device), counts.max())
-        .min(1)
-        .values
     )
 
 

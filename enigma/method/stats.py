@@ -5,8 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-PERMUTATIONS = 9999
-
 
 class Interval(NamedTuple):
     """An estimate and the ends of its confidence interval."""
@@ -104,21 +102,17 @@ def influence(numerator, denominator) -> tuple[float, np.ndarray]:
     return float(value), len(a) * (a - value * b) / b.sum()
 
 
-def paired_p_value(one: np.ndarray, other: np.ndarray, seed: int) -> float:
+def paired_p_value(one: np.ndarray, other: np.ndarray) -> float:
     """Two-sided p-value of no difference between paired scores, both (n,), in [0, 1].
 
-    Exact McNemar test where all scores are 0 or 1; else a permutation test that swaps the pairs (9,999 draws by
-    `seed`, or all swaps where there are fewer). 1 where no pair differs or there is only one.
+    Exact McNemar test where all scores are 0 or 1; else paired t test. 1 where no pair differs or there is only one.
     """
     differ = one != other
     if not differ.any() or len(one) == 1:
         return 1.0
     if np.isin([one, other], (0, 1)).all():
         return float(stats.binomtest(int((one > other).sum()), int(differ.sum())).pvalue)
-    options = dict(permutation_type="samples", vectorized=True, n_resamples=PERMUTATIONS)
-    mean = lambda x, y, axis: np.mean(x - y, axis=axis)
-    found = stats.permutation_test((one, other), mean, rng=np.random.default_rng(seed), **options)
-    return float(found.pvalue)
+    return float(stats.ttest_rel(one, other).pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from enigma.errors import InputError
-from enigma.record.files import atomic_folder, atomic_write_json, file_hash, plain, remove
+from enigma.record.files import atomic_folder, atomic_write_json, file_hash, plain, read_json, remove
 from enigma.record.provenance import made_now
 
 # One number for each kind of work. Raise it when that work's rows would change; a test says when its code has changed.
@@ -119,6 +119,11 @@ class Store:
                     self._mark(piece, new, time.monotonic() - started)
                 shutil.rmtree(place.with_suffix(".work"), ignore_errors=True)
         return place
+
+    def rows(self, piece: Piece, make: Callable[[], object]):
+        """The JSON value that the finished piece is; unless it is kept, `make()` gives it."""
+        folder = self.get(piece, lambda folder: atomic_write_json(folder / "rows.json", make()))
+        return read_json(folder / "rows.json")
 
     def made(self, piece: Piece) -> dict:
         """What made the piece: commit, versions, machine, day and seconds."""

@@ -92,6 +92,5 @@ def _markdown_cell(value) -> str:
 def markdown_text(text: str) -> str:
     """`text` in one line of Markdown that shows it and does nothing else."""
     escaped = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(
-        r"([\\`*_]|\](?=[(\[]))", r"\\\1", escaped
-    )  # a bracket matters only where it could be a link's
+    # A bracket matters only where it could be a link's.
+    return re.sub(r"([\\`*_]|\](?=[(\[]))", r"\\\1", escaped)

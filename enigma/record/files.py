@@ -45,7 +45,7 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         _raise_if_full(error, path, len(data))
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
     return path
 
 
@@ -86,7 +86,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         _raise_if_full(error, path, written)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
     if os.path.lexists(old):
         remove(old)
 
@@ -94,7 +94,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 def flush(folder: Path) -> None:
     """Put a folder on the disk, names as well as bytes: an unsynced folder is an empty one after a crash."""
     for inner in (*folder.rglob("*"), folder):
-        _sync_folder(inner) if inner.is_dir() else _sync_file(inner)
+        _sync(inner)
 
 
 def _temporary(path: Path) -> Path:
@@ -127,16 +127,11 @@ def _raise_if_full(error: BaseException, path: Path, size: int) -> None:
         ) from error
 
 
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
+def _sync(path: Path) -> None:
     # A rename is on the disk only once its folder is. Windows cannot open a folder, and needs no such thing.
-    if os.name == "nt":
+    if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -54,19 +54,16 @@ class Sizes:
 
 def sizes(profile: Profile) -> Sizes:
     """Sizes of a profile. Tokens are upper limits (completions that fill the limit), over all devices. Source: ours [D]."""
-    trainer, parameters = profile.trainer, parameters_of(profile.model)
-    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    trainer, spec, parameters = profile.trainer, profile.sufficiency, parameters_of(profile.model)
     runs = len(profile.runs())
     steps = sum(profile.arms[arm].max_steps or trainer.max_steps for arm, _ in profile.runs())
     adapter = ADAPTER_SHARE * (parameters or 0) * 4 / 1e9
     return Sizes(
         runs=runs,
         total_steps=steps,
-        completions_per_step=completions,
-        tokens_per_step=completions * trainer.max_completion_length,
-        selection_completions=_pool_size(profile)
-        * profile.sufficiency.questions
-        * profile.sufficiency.samples,
+        completions_per_step=trainer.completions,
+        tokens_per_step=trainer.completions * trainer.max_completion_length,
+        selection_completions=_pool_size(profile) * spec.questions * spec.samples,
         benchmark_prompts=(runs + 1) * _prompts(profile),
         minutes=parameters and sum(stage_minutes(profile).values()),
         memory_gb=parameters and _memory_gb(profile, parameters),
@@ -82,18 +79,10 @@ def stage_minutes(profile: Profile) -> dict[str, float]:
         return {}
     speed = resources.gflops(profile.model.dtype) / 100
     rate = {name: value * speed for name, value in RATES.items()}
-    trainer, spec, size, k = (
-        profile.trainer,
-        profile.sufficiency,
-        _pool_size(profile),
-        profile.principles.set_size,
-    )
+    trainer, spec = profile.trainer, profile.sufficiency
+    size, k = _pool_size(profile), profile.principles.set_size
     models = len(profile.runs()) + 1
-    tokens = (
-        trainer.per_device_train_batch_size
-        * trainer.gradient_accumulation_steps
-        * trainer.max_completion_length
-    )
+    tokens = trainer.completions * trainer.max_completion_length
     steps = sum(profile.arms[arm].max_steps or trainer.max_steps for arm, _ in profile.runs())
     selected = size * spec.questions * spec.samples * spec.max_tokens
     carried = k * spec.heldout * spec.samples * trainer.max_completion_length

@@ -90,9 +90,8 @@ def step(
     every = k * (prompt + k * g * (t + 1))
     flops = 2 * shape.parameters * sets
     again = 1.5 if trainer.gradient_checkpointing else 1.0  # a forward pass more on two
-    update = 2 * flops * (every if sami else own) * again + (
-        0 if sami else flops * (every - own)
-    )  # what is only logged
+    logged = 0 if sami else flops * (every - own)  # without a gradient
+    update = 2 * flops * (every if sami else own) * again + logged
     cache = 4 * shape.layers * shape.key_value * completions * (prompt + t / 2)
     token = max(
         (2 * shape.parameters + cache) / (BANDWIDTH * TRAFFIC_UTILISATION), shape.layers * LAYER_SECONDS
@@ -102,21 +101,15 @@ def step(
     largest, weights = 2 * shape.parameters / shape.layers / 1e9, 2 * shape.parameters / 1e9
     # Forward and backward of each micro-batch, the reference, and sampling.
     gathered = (2 * micro_batches + 2) * weights * 1e9 * (processes - 1) / processes if sharded else 0
-    kept = (
-        2
-        * shape.width
-        * (shape.layers + shape.kept if trainer.gradient_checkpointing else shape.layers * shape.kept)
-    )
+    values = shape.layers + shape.kept if trainer.gradient_checkpointing else shape.layers * shape.kept
+    kept, spread = 2 * shape.width * values, processes if sharded else 1
     return Step(
         sampling=t * token + flops * k * prompt / rate,
         reference=flops * own / rate,
         update=update / rate,
         gathering=gathered / LINK_BANDWIDTH,
         weights_gb=weights / processes + 2 * largest if sharded else weights,
-        adapter_gb=ADAPTER_BYTES
-        * adapter_parameters(shape, trainer.lora)
-        / 1e9
-        / (processes if sharded else 1),
+        adapter_gb=ADAPTER_BYTES * adapter_parameters(shape, trainer.lora) / 1e9 / spread,
         activations_gb=sets / micro_batches * read * kept / 1e9,
         cache_gb=4 * shape.layers * shape.key_value * completions * (prompt + t) / 1e9
         + (weights if sharded else 0),

@@ -11,7 +11,6 @@ from enigma.errors import InputError
 from enigma.llm.check import check_model
 from enigma.profile import Profile
 from enigma.stages.select import wordings
-from enigma.stages.train import arm_settings
 from enigma.tasks.catalogue import check_data
 
 
@@ -36,13 +35,17 @@ def check_inputs(profile: Profile) -> list[Principle]:
     check_model(profile.model, tuple(profile.trainer.lora.target_modules))
     for needed, where in (
         (profile.trainer.report_to, "trainer.report_to"),
-        (_rollouts(profile), "trainer.rollouts"),
+        ("vllm" if profile.trainer.rollouts.startswith("vllm") else "none", "trainer.rollouts"),
     ):
         if needed != "none" and importlib.util.find_spec(needed) is None:
             raise InputError(
                 f"{where}: found {needed}, which is not installed; expected it, or another value; install it"
             )
-    _check_registered(profile)
+    for arm in profile.arms.values():
+        if arm.reward != "format":  # only for such arms the libraries are imported
+            from enigma.llm import rewards
+
+            rewards.check(arm.reward, profile.path.parent)
     return pool
 
 
@@ -52,17 +55,3 @@ def check_pool(name_or_path: str) -> list[Principle]:
     if len(pool) < 2:
         raise InputError(f"{name_or_path}: found 1 principle; expected at least 2 to tell apart; add one")
     return pool
-
-
-def _rollouts(profile: Profile) -> str:
-    return "vllm" if profile.trainer.rollouts.startswith("vllm") else "none"
-
-
-def _check_registered(profile: Profile) -> None:
-    """InputError for an arm's reward that is none. Only such arms have the libraries imported."""
-    for name in profile.arms:
-        settings = arm_settings(profile, name)
-        if settings["reward"] != "format":
-            from enigma.llm import rewards
-
-            rewards.check(settings["reward"], profile.path.parent)

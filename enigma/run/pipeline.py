@@ -6,7 +6,6 @@ the store, so running again is safe. What each stage took goes into run.json.
 """
 
 import contextlib
-import functools
 import os
 import re
 import sys
@@ -26,7 +25,8 @@ from enigma.record.results import RECORD, REPOSITORY, Results
 from enigma.run import costs, resources
 from enigma.run.inputs import check_inputs
 from enigma.run.licences import licences
-from enigma.stages import all_stages, jobs
+from enigma.run.status import check_skipped
+from enigma.stages import jobs
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "notebooks"  # where they are installed
 NOTEBOOKS = _PACKAGED if _PACKAGED.is_dir() else REPOSITORY / "notebooks"
@@ -112,16 +112,6 @@ def stage_paths(folder: Path = NOTEBOOKS) -> list[Path]:
     return paths
 
 
-def check_skipped(profile, results: Results, names: list[str]) -> None:
-    """Raise InputError unless every piece of the stages `names` is kept, and every table is there and of this profile."""
-    for stage in all_stages():
-        if stage.NAME in names:
-            for piece in stage.pieces(profile, results.store):
-                results.store.need(piece)
-            for table in stage.CAPTIONS:
-                results.read_table(table)
-
-
 def _check_scratch() -> None:
     try:
         tempfile.gettempdir()
@@ -149,7 +139,8 @@ def _check_room(profile, results: Results) -> None:
     size = costs.sizes(profile)
     rooms = [("memory", "available", size.memory_gb, resources.free_memory, "close other programs")]
     for place, setting in ((results.folder, "--results"), (cache_folder(), "ENIGMA_CACHE")):
-        found, remedy = functools.partial(_disk_for, place), f"free some, name another folder with {setting}"
+        found = lambda place=place: resources.free_disk(place) + resources.size_on_disk(place)
+        remedy = f"free some, name another folder with {setting}"
         rooms.append(("disk", f"free there ({setting})", size.disk_gb, found, remedy))
     for what, where, expected_gb, find, remedy in rooms:
         if expected_gb is not None and (found_gb := find() / 1e9) < expected_gb:
@@ -157,10 +148,6 @@ def _check_room(profile, results: Results) -> None:
                 f"{profile.name}: {what}: found {found_gb:.2f} GB {where}; expected about {expected_gb:.2f} GB; {remedy}, "
                 f"or try {_smaller(profile)}"
             )
-
-
-def _disk_for(place: Path) -> int:
-    return resources.free_disk(place) + resources.size_on_disk(place)
 
 
 def _smaller(profile) -> str:

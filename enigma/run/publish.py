@@ -6,12 +6,11 @@ from pathlib import Path
 from enigma.errors import InputError
 from enigma.profile import run_name
 from enigma.record import report
-from enigma.record.cache import NotDone
 from enigma.record.files import atomic_folder, atomic_write_json, atomic_write_text, file_hash
 from enigma.record.provenance import code_commit
 from enigma.record.results import RECORD, REFERENCE, Results
 from enigma.run.card import model_card
-from enigma.run.status import is_complete
+from enigma.run.status import check_skipped
 from enigma.run.verify import MANIFEST, verify
 from enigma.stages import all_stages, train
 
@@ -26,13 +25,11 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
     commit checked out, or where a tree had changes that were not committed.
     """
     try:
-        complete = is_complete(profile, results)
-    except NotDone:
-        complete = False
-    if not complete:
+        check_skipped(profile, results, [stage.NAME for stage in all_stages()])
+    except InputError:
         raise InputError(
             f"{results.folder}: the run is not complete; expected every piece and table; finish it first"
-        )
+        ) from None
     store = results.store
     rows = {store.made(piece)["commit"] for stage in all_stages() for piece in stage.pieces(profile, store)}
     # A table of no stage, such as `enigma create` writes, is published with the others.

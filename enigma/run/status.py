@@ -31,13 +31,11 @@ def status(profile, root="results") -> list[Line]:
     return lines
 
 
-def is_complete(profile, results: Results) -> bool:
-    """Whether every piece is kept and every table of every stage is there, of this profile's content."""
-    store = results.store
+def check_skipped(profile, results: Results, names: list[str]) -> None:
+    """Raise InputError unless every piece of the stages `names` is kept, and every table is there and of this profile."""
     for stage in all_stages():
-        if any(store.fault(piece) for piece in stage.pieces(profile, store)):
-            return False
-        for name in stage.CAPTIONS:
-            if not results.has_table(name) or results.sidecar("tables", name)["profile_hash"] != profile.hash:
-                return False
-    return True
+        if stage.NAME in names:
+            for piece in stage.pieces(profile, results.store):
+                results.store.need(piece)
+            for table in stage.CAPTIONS:
+                results.read_table(table)

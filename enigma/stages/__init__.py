@@ -11,7 +11,6 @@
 """
 
 import importlib
-from collections.abc import Mapping
 from types import ModuleType
 
 import pandas as pd
@@ -45,8 +44,8 @@ def short_name(stage: ModuleType) -> str:
     return stage.__name__.rsplit(".", 1)[1]
 
 
-class Earlier(Mapping):
-    """{name: DataFrame} of the tables that are there, read when they are asked for. Raises KeyError for others."""
+class Earlier:
+    """Tables that are there, by name, read when they are asked for. Raises KeyError for others."""
 
     def __init__(self, results):
         self.results = results
@@ -55,9 +54,3 @@ class Earlier(Mapping):
         if not self.results.has_table(name):
             raise KeyError(name)
         return self.results.read_table(name)
-
-    def __iter__(self):
-        return iter(sorted(path.stem for path in self.results.tables.glob("*.csv")))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

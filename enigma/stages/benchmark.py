@@ -7,6 +7,7 @@ margin with the prior taken away (docs/method.md, eq. 26). An insensitive task i
 import gc
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,11 +85,8 @@ def measure(profile, store: Store) -> dict:
         loaded: list = []
         scores = {}
         for task, piece in mine.items():
-
-            def make(folder: Path, task=task, arm=arm, seed=seed, loaded=loaded) -> None:
-                _score(profile, store, task, arm, seed, loaded, folder)
-
-            scores[piece.ingredients["task"]["task"]] = read_json(store.get(piece, make) / "scores.json")
+            kept = store.get(piece, partial(_score, profile, store, task, arm, seed, loaded))
+            scores[piece.ingredients["task"]["task"]] = read_json(kept / "scores.json")
         del loaded
         gc.collect()
         found.append({"arm": arm, "seed": seed, "tasks": scores})
@@ -133,7 +131,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     return {
         "benchmarks": benchmarks,
         "benchmark_items": every,
-        "benchmark_differences": differences(every, profile.seeds.bootstrap),
+        "benchmark_differences": differences(every),
         "robustness": robustness.summary(every, profile.seeds.bootstrap),
         "adherence": adherence(every),
         "benchmark_speed": pd.DataFrame(speed).astype({"seed": "Int64"}),
@@ -165,12 +163,11 @@ def _at_chance(row, items: pd.DataFrame) -> bool | None:
     values = mine.groupby("item")["value"].mean().to_numpy()
     if np.isin(values, (0, 1)).all():
         return bool(scipy_stats.binomtest(int(values.sum()), len(values), row.chance).pvalue >= LEVEL)
-    return (
-        not abs(values.mean() - row.chance) > 1.96 * row.stderr
-    )  # one value has no standard error, and rejects nothing
+    # One value has no standard error, and rejects nothing.
+    return not abs(values.mean() - row.chance) > 1.96 * row.stderr
 
 
-def differences(items: pd.DataFrame, seed: int) -> pd.DataFrame:
+def differences(items: pd.DataFrame) -> pd.DataFrame:
     """Paired differences over items: every run minus base, and every other run minus `grpo` of the same seed.
 
     `items`: arm, seed, task, item, metric, value; rows of the same item are averaged first. Returns arm, seed, versus,
@@ -189,27 +186,12 @@ def differences(items: pd.DataFrame, seed: int) -> pd.DataFrame:
                 continue
             pairs = mine.merge(by_run[other], on=["task", "item", "metric"])
             for (task, metric), pair in pairs.groupby(["task", "metric"], sort=False):
-                head = {"arm": arm, "seed": run_seed, "versus": versus, "task": task, "metric": metric}
-                rows.append(head | _compare(pair["value_x"].to_numpy(), pair["value_y"].to_numpy(), seed))
+                a, b = pair["value_x"].to_numpy(), pair["value_y"].to_numpy()
+                found = *student_interval(a - b), len(a), paired_p_value(a, b)
+                rows.append([arm, run_seed, versus, task, metric, *found])
     names = ["arm", "seed", "versus", "task", "metric", "difference", "low", "high", "n", "p_value"]
     table = pd.DataFrame(rows, columns=names).astype({"seed": "Int64"})
     return table.assign(p_holm=holm(table["p_value"].to_numpy(dtype=float)))
-
-
-def _compare(one: np.ndarray, other: np.ndarray, seed: int) -> dict:
-    found = student_interval(one - other)
-    binary = np.isin([one, other], (0, 1)).all()
-    if binary or not (one != other).any() or len(one) < 2:
-        p_value = paired_p_value(one, other, seed)
-    else:
-        p_value = float(scipy_stats.ttest_rel(one, other).pvalue)
-    return {
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n": len(one),
-        "p_value": p_value,
-    }
 
 
 def adherence(items: pd.DataFrame) -> pd.DataFrame:

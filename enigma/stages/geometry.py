@@ -22,6 +22,7 @@ the state is rounding. Prompts are streamed, both models reading a batch in turn
 
 import math
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from enigma.method.stats import Interval, mean_interval
 from enigma.method.transport import sinkhorn_divergence
 from enigma.profile import run_name
 from enigma.record.cache import Piece, Store
-from enigma.record.files import atomic_write_bytes, atomic_write_json, read_json
+from enigma.record.files import atomic_write_json, read_json
 from enigma.record.progress import track
 from enigma.stages import select, train
 from enigma.stages.reading import Clouds, Material, pick_tokens, read_pair, read_told
@@ -137,17 +138,13 @@ def measure(profile, store: Store) -> dict:
     told = store.get(base, lambda folder: _make_base(profile, store, folder))
     found = []
     for (arm, seed), piece in zip(track(profile.runs(), "geometry", unit="model"), runs, strict=True):
-        folder = store.get(
-            piece, lambda folder, arm=arm, seed=seed: _make_run(profile, store, told, arm, seed, folder)
-        )
-        found.append({"arm": arm, "seed": seed, **read_json(folder / "rows.json")})
+        rows = store.rows(piece, partial(_run_rows, profile, store, told, arm, seed))
+        found.append({"arm": arm, "seed": seed, **rows})
     return {"runs": found}
 
 
 def _make_base(profile, store: Store, folder: Path) -> None:
     """The untrained model's completions, and its states under each principle of the pool."""
-    import io
-
     from enigma.llm.loading import load_model
     from enigma.llm.states import greedy_completions
 
@@ -156,13 +153,11 @@ def _make_base(profile, store: Store, folder: Path) -> None:
     spec = profile.geometry
     completions = greedy_completions(model, tokenizer, prompts, spec.max_tokens, spec.batch_size)
     material = _material(profile, store, tokenizer, completions, model)
-    buffer = io.BytesIO()
-    np.save(buffer, read_told(model, material, range(len(material.told))), allow_pickle=False)
     atomic_write_json(folder / "completions.json", completions)
-    atomic_write_bytes(folder / "told.npy", buffer.getvalue())
+    np.save(folder / "told.npy", read_told(model, material, range(len(material.told))), allow_pickle=False)
 
 
-def _make_run(profile, store: Store, base_folder: Path, arm: str, seed: int, folder: Path) -> None:
+def _run_rows(profile, store: Store, base_folder: Path, arm: str, seed: int) -> dict:
     """Rows of one run, without arm and seed."""
     from enigma.llm.loading import load_policy
 
@@ -195,7 +190,7 @@ def _make_run(profile, store: Store, base_folder: Path, arm: str, seed: int, fol
             for suffix, states in sides
             for name, *row in infomec.told_apart(states[:, :, -1], draws, profile.seeds.evaluation)
         ]
-    atomic_write_json(folder / "rows.json", rows)
+    return rows
 
 
 def _direction_rows(

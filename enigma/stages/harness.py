@@ -159,20 +159,15 @@ def language_model() -> type:
                 kept = context[-(self.max_length + 1 - len(continuation)) :]
                 prompts.setdefault(tuple(kept), []).append(place)
             ordered = sorted(prompts, key=len, reverse=True)
+            said = [torch.tensor(continuation, device=self.device) for _, _, continuation in requests]
             found: dict[int, float] = {}
             for start in range(0, len(ordered), self.batch_size_per_gpu):
                 batch = ordered[start : start + self.batch_size_per_gpu]
-                places = [place for prompt in batch for place in prompts[prompt]]
-                numbers = iter(range(len(places)))
-                groups = [[next(numbers) for _ in prompts[prompt]] for prompt in batch]
-                logps = completion_logprobs(
-                    self.model,
-                    [torch.tensor(prompt, device=self.device) for prompt in batch],
-                    [torch.tensor(requests[place][2], device=self.device) for place in places],
-                    groups,
-                ).logps.sum(-1)
+                asked = [torch.tensor(prompt, device=self.device) for prompt in batch]
+                groups = [prompts[prompt] for prompt in batch]
+                logps = completion_logprobs(self.model, asked, said, groups).logps.sum(-1)
                 for row, group in enumerate(groups):
-                    found |= {places[i]: logps[row, slot].item() for slot, i in enumerate(group)}
+                    found |= {place: logps[row, slot].item() for slot, place in enumerate(group)}
             return [(found[place], False) for place in range(len(requests))]
 
     return LanguageModel

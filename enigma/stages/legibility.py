@@ -7,6 +7,7 @@ untrained model answers once, under the principles of all sets, and every arm is
 
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ from enigma.method.rewards import graded_format, strict_format
 from enigma.method.stats import Interval, mean_interval
 from enigma.profile import BASE, run_name
 from enigma.record.cache import Piece, Store
-from enigma.record.files import atomic_write_json, read_json
 from enigma.record.progress import track
 from enigma.stages import select, train
 
@@ -72,13 +72,8 @@ def measure(profile, store: Store) -> dict:
     for piece, (arm, seed) in zip(
         track(pieces(profile, store), "legibility", unit="model"), models, strict=True
     ):
-        folder = store.get(
-            piece,
-            lambda folder, piece=piece, arm=arm, seed=seed: atomic_write_json(
-                folder / "rows.json", _carried(profile, store, piece.ingredients, arm, seed)
-            ),
-        )
-        found.append({"arm": arm, "seed": seed, **read_json(folder / "rows.json")})
+        rows = store.rows(piece, partial(_carried, profile, store, piece.ingredients, arm, seed))
+        found.append({"arm": arm, "seed": seed, **rows})
     sets = {name: [p.name for p in members] for name, members in select.chosen_sets(profile, store).items()}
     return {"sets": sets, "models": found}
 
@@ -137,21 +132,11 @@ def _complexity(raw: dict, profile) -> pd.DataFrame:
         name = profile.arms[model["arm"]].set if model["arm"] != BASE else None
         members = [base["principles"].index(p) for p in (raw["sets"][name] if name else base["principles"])]
         untrained = _restricted(base["questions"], members)
-        pairs = np.array(
-            [
-                matched_bits(*(r["texts"] for r in both))
-                for both in zip(model["questions"], untrained, strict=True)
-            ]
-        )
-        row = {"arm": model["arm"], "seed": model["seed"], "questions": len(pairs)}
-        for column, values in (
-            ("bits", pairs[:, 0]),
-            ("base", pairs[:, 1]),
-            ("difference", pairs[:, 0] - pairs[:, 1]),
-        ):
-            found = mean_interval(
-                values, resamples=profile.sufficiency.resamples, seed=profile.seeds.bootstrap
-            )
+        both = zip(model["questions"], untrained, strict=True)
+        own, other = np.array([matched_bits(one["texts"], two["texts"]) for one, two in both]).T
+        row = {"arm": model["arm"], "seed": model["seed"], "questions": len(own)}
+        for column, values in {"bits": own, "base": other, "difference": own - other}.items():
+            found = mean_interval(values, **select.boot(profile))
             row |= {column: found.value, f"{column}_low": found.low, f"{column}_high": found.high}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -189,7 +174,7 @@ def _add(rows: list, items: list, head: dict, questions: list[dict], profile) ->
     columns = per_question | {"nll": surprise / tokens, "graded": graded, "strict": strict}
     frame = pd.DataFrame({"question": range(len(questions)), **columns})
     items.append(pd.DataFrame(head, index=frame.index).join(frame))
-    boot = {"resamples": profile.sufficiency.resamples, "seed": profile.seeds.bootstrap}
+    boot = select.boot(profile)
     found = {
         # The policy's own bound is an information; another reader's may fall below zero.
         "row_bound": mean_interval(per_question["own"], support=(0, math.log(k)), **boot),

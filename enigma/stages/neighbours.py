@@ -57,9 +57,7 @@ def _options(profile, seed: int) -> dict:
 
 def _step_rows(profile, rows: list[dict]) -> list[dict]:
     """The prompts of one training step."""
-    spec = profile.trainer
-    completions = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
-    return rows[: completions // spec.num_generations]
+    return rows[: profile.trainer.completions // profile.trainer.num_generations]
 
 
 def _rollouts(sampled: list[dict], step: int) -> list[dict]:

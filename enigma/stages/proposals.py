@@ -16,7 +16,6 @@ from enigma.data.text import find_unsafe, normalise
 from enigma.errors import InputError
 from enigma.method.rewards import TAGS
 from enigma.record.cache import Piece, Store
-from enigma.record.files import atomic_write_json, read_json
 
 REWRITES = 4  # for each seed
 REWRITE_TOKENS = 64
@@ -122,8 +121,7 @@ def make(profile, store: Store, seeds: list[Principle], load: Callable) -> tuple
 
     def kept(name: str, ingredients: dict, rows: Callable[[], list]) -> list:
         used.append(Piece("create", name, ingredients))
-        folder = store.get(used[-1], lambda folder: atomic_write_json(folder / "rows.json", rows()))
-        return read_json(folder / "rows.json")
+        return store.rows(used[-1], rows)
 
     def rewritten(i: int, principle: Principle) -> list[str]:
         recipe = asked | {"text": principle.text, "seed": profile.seeds.sampling + i}

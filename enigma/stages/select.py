@@ -5,10 +5,10 @@ them. From the score matrices follow SI (docs/method.md, eq. 11 to 13) per princ
 questions, and the sets that stage 2 trains on.
 """
 
-import functools
 import math
 import re
 import sys
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from enigma.errors import InputError
 from enigma.method import stability
 from enigma.method import sufficiency as si
 from enigma.record.cache import Piece, Store
-from enigma.record.files import atomic_write_json, read_json
+from enigma.record.files import read_json
 from enigma.record.progress import track
 
 NAME = "01_select"
@@ -99,22 +99,17 @@ def measure(profile, store: Store) -> dict:
 
 def measure_pieces(profile, store: Store, todo: list[Piece], load=None) -> list[dict]:
     """Rows of all pieces; the model is loaded only where one has to be made, by `load` where that is given."""
-    load = load or functools.cache(lambda: load_untrained(profile))
+    load = load or cache(lambda: load_untrained(profile))
     keys = ("samples", "max_tokens", "batch_size", "seed", "wordings", "sets")
 
-    def make(piece: Piece, folder):
+    def made(recipe: dict) -> list[dict]:
         from enigma.llm.matched import sample_and_score
 
-        recipe = piece.ingredients
         options = {key: recipe[key] for key in keys if key in recipe}
-        rows = sample_and_score(*load(), recipe["questions"], recipe["texts"], recipe["prompts"], **options)
-        atomic_write_json(folder / "rows.json", rows)
+        return sample_and_score(*load(), recipe["questions"], recipe["texts"], recipe["prompts"], **options)
 
-    rows = []
-    for piece in track(todo, "sampling and scoring", unit="part"):
-        folder = store.get(piece, lambda folder, piece=piece: make(piece, folder))
-        rows += read_json(folder / "rows.json")
-    return rows
+    parts = track(todo, "sampling and scoring", unit="part")
+    return [row for piece in parts for row in store.rows(piece, partial(made, piece.ingredients))]
 
 
 def load_untrained(profile):
@@ -148,7 +143,7 @@ def tables(profile, raw: dict, earlier) -> dict[str, pd.DataFrame]:
     stable = {"principle": names, "chosen": chosen, "in_high": shares[0], "in_low": shares[1]}
     retest = [_retest_row(span, questions, profile.seeds.bootstrap) for span in SPANS]
     return {
-        "sufficiency": sufficiency_table(pool, questions, sets, _boot(profile)),
+        "sufficiency": sufficiency_table(pool, questions, sets, boot(profile)),
         "sufficiency_items": _items(names, by_principle),
         "selection": _selection(pool, sets),
         "selection_stability": pd.DataFrame(stable | {"si_first": first, "si_second": second}),
@@ -188,7 +183,7 @@ def sufficiency_table(
     return pd.DataFrame(rows)
 
 
-def _boot(profile) -> dict:
+def boot(profile) -> dict:
     return {"resamples": profile.sufficiency.resamples, "seed": profile.seeds.bootstrap}
 
 
@@ -284,16 +279,12 @@ def run(profile, results) -> dict[str, pd.DataFrame]:
     return stages.run(sys.modules[__name__], profile, results)
 
 
-def rank(profile, pool_file: str, store: Store) -> pd.DataFrame:
-    """The principles of a file from the highest to the lowest SI over the reasoning span.
+def rank(profile, pool: list[Principle], store: Store) -> pd.DataFrame:
+    """The principles of a pool, two or more, from the highest to the lowest SI over the reasoning span.
 
-    Model, prompts, questions and sample sizes are the profile's. Raises InputError as `load_pool` does, and for fewer
-    than two principles to tell apart.
+    Model, prompts, questions and sample sizes are the profile's.
     """
-    pool = load_pool(pool_file)
-    if len(pool) < 2:
-        raise InputError(f"{pool_file}: found 1 principle; expected at least 2 to tell apart; add one")
     questions = measure_pieces(profile, store, pool_pieces(profile, pool, "own"))
-    table = sufficiency_table(pool, questions, {}, _boot(profile))
+    table = sufficiency_table(pool, questions, {}, boot(profile))
     table = table[(table.level == "principle") & (table.span == "reasoning")]
     return table.sort_values("si", ascending=False).reset_index(drop=True)

@@ -45,8 +45,7 @@ def table(profile: Profile) -> pd.DataFrame:
 
 def _here(profile: Profile) -> dict[str, str]:
     trainer, questions, stage = profile.trainer, profile.questions, profile.sufficiency
-    completions = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
-    tokens = trainer.max_steps * completions * trainer.max_completion_length
+    tokens = trainer.max_steps * trainer.completions * trainer.max_completion_length
     name = {
         "embedded": "SmolLM2-135M-Instruct from 4-bit weights (Q4_1) turned back to 16 bits",
         "random": "a tiny model with random weights",
@@ -69,7 +68,7 @@ def _here(profile: Profile) -> dict[str, str]:
         "model": f"{name.get(profile.model.source) or model}, {profile.model.dtype}",
         "adapter": f"LoRA r={trainer.lora.r} on {', '.join(trainer.lora.target_modules)}",
         "questions": rows.get(questions.source) or f"{questions.dataset}, {questions.rows or 'all'} rows",
-        "steps, completions and tokens": f"{trainer.max_steps} steps of {completions} completions of at most "
+        "steps, completions and tokens": f"{trainer.max_steps} steps of {trainer.completions} completions of at most "
         f"{trainer.max_completion_length} tokens: {tokens:,} tokens a run at most",
         "arms and seeds": f"{', '.join(profile.arms)}; {len(profile.seeds.runs)} "
         f"seed{'s' if len(profile.seeds.runs) > 1 else ''}",

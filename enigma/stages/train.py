@@ -121,9 +121,8 @@ def arm_settings(profile, arm: str) -> dict:
 def training_questions(profile) -> list[str]:
     """The training questions, as many as the longest arm needs; a shorter one then begins as the others do."""
     spec = profile.trainer
-    per_step = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
     steps = max(spec.max_steps, *(arm.max_steps or 0 for arm in profile.arms.values()))
-    sets = steps * per_step // (spec.num_principles * spec.num_generations)
+    sets = steps * spec.completions // (spec.num_principles * spec.num_generations)
     return load_questions(profile.questions, "train", sets, profile.seeds.data)
 
 

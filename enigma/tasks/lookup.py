@@ -119,9 +119,7 @@ def _load_task(manager, name: str):
         return task
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a loader raises over a file or a network that is not as it should be
+    except Exception as error:  # whatever a loader raises over a bad file or a network
         if name in catalogue.OWN_TASKS:
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -139,9 +137,8 @@ def _user_task(manager, name: str):
     with tempfile.TemporaryDirectory() as scratch:
         included = {"include": str(Path(name).resolve()), "task": Path(name).stem, "tag": None}
         data = load_yaml(Path(name), resolve_func=False).get("dataset_kwargs") or {}
-        if isinstance(
-            files := data.get("data_files"), dict
-        ):  # they lie beside the task, wherever the run is started
+        # They lie beside the task, wherever the run is started.
+        if isinstance(files := data.get("data_files"), dict):
             beside = {split: str(Path(name).resolve().parent / file) for split, file in files.items()}
             included["dataset_kwargs"] = data | {"data_files": beside}
         (Path(scratch) / Path(name).name).write_text(yaml.safe_dump(included), encoding="utf-8")
