@@ -1,6 +1,5 @@
 """A headless Chromium, driven over its DevTools protocol; no network but the file it is given."""
 
-import base64
 import contextlib
 import json
 import shutil
@@ -16,35 +15,28 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Page:
-    """One tab. `events` holds everything that the browser told while commands were answered."""
+    """One tab."""
 
     def __init__(self, address: str):
         self.socket = create_connection(address, timeout=120, suppress_origin=True)
-        self.events: list[dict] = []
-        self.number = 0
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        self.number, self.loaded = 0, False
+        self.call("Page.enable")
 
     def call(self, method: str, **parameters) -> dict:
         self.number += 1
         self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
         while (message := json.loads(self.socket.recv())).get("id") != self.number:
-            self.events.append(message)
+            self.loaded |= message.get("method") == "Page.loadEventFired"
         assert "error" not in message, message
         return message["result"]
 
-    def open(self, path: Path, width: int, height: int = 800, mobile: bool = False) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=mobile,
-        )
-        before = len(self.events)
+    def open(self, path: Path, width: int) -> None:
+        size = dict(width=width, height=800, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.loaded = False
         self.call("Page.navigate", url=path.resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events[before:]):
-            self.events.append(json.loads(self.socket.recv()))
+        while not self.loaded:
+            self.loaded = json.loads(self.socket.recv()).get("method") == "Page.loadEventFired"
 
     def run(self, expression: str):
         """The JSON value of a JavaScript expression."""
@@ -52,46 +44,18 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def complaints(self) -> list[dict]:
-        """Errors and warnings of the console and of scripts."""
-        wanted = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        return [event for event in self.events if event.get("method") in wanted]
-
-    def requests(self) -> list[str]:
-        """Addresses asked for, data URIs aside."""
-        sent = [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event.get("method") == "Network.requestWillBeSent"
-        ]
-        return [address for address in sent if not address.startswith("data:")]
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(
-            base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-        )
-
-    def pdf(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"]))
-
 
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Page]:
     """A tab of a fresh browser whose every host name leads nowhere; `folder` is its scratch folder."""
+    flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking"
     arguments = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
+        *(CHROMIUM, *flags.split(), "--no-first-run", "--remote-debugging-port=0", "about:blank"),
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--remote-debugging-port=0",
         f"--user-data-dir={folder / 'browser'}",
-        "about:blank",
     ]
     with open(folder / "browser.log", "wb") as log:
-        process = subprocess.Popen([CHROMIUM, *arguments], stdout=log, stderr=log)
+        process = subprocess.Popen(arguments, stdout=log, stderr=log)
     try:
         yield Page(_address(folder / "browser" / "DevToolsActivePort"))
     finally:

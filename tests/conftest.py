@@ -38,16 +38,9 @@ def toy_model(toy_tokenizer):
     def build(seed=0, dtype=torch.float32):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            config = LlamaConfig(
-                vocab_size=len(toy_tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                pad_token_id=toy_tokenizer.pad_token_id,
-                eos_token_id=toy_tokenizer.eos_token_id,
-            )
+            sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+            words = {key: getattr(toy_tokenizer, key) for key in ("pad_token_id", "eos_token_id")}
+            config = LlamaConfig(vocab_size=len(toy_tokenizer), num_key_value_heads=2, **sizes, **words)
             model = LlamaForCausalLM(config).to(dtype)
             # Spread the logits, so that a random model's completions differ in probability.
             model.lm_head.weight.data.mul_(10)

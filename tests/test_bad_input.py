@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,23 +65,22 @@ def text(content):
     return prepare
 
 
-def pool(content, name="pool.yaml", *options):
+def pool(content):
     """A file of principles to rank."""
 
     def prepare(place):
-        content_ = yaml.safe_dump({"principles": content}) if isinstance(content, list) else content
-        (place / name).write_bytes(content_ if isinstance(content_, bytes) else content_.encode())
-        return ["select", name, *options]
+        (place / "pool.yaml").write_text(yaml.safe_dump({"principles": content}))
+        return ["select", "pool.yaml"]
 
     return prepare
 
 
-def questions(content, *changes):
+def questions(content):
     """A file of questions that a profile names."""
 
     def prepare(place):
         (place / "q.jsonl").write_bytes(content)
-        return key("questions", {"source": "jsonl", "path": "q.jsonl"}, *changes)(place)
+        return key("questions", {"source": "jsonl", "path": "q.jsonl"})(place)
 
     return prepare
 
@@ -98,15 +98,23 @@ def data(task, files):
     return prepare
 
 
-def environment(name, value, prepare):
+def truthfulqa(content):
+    return data("truthfulqa_mc1", {"truthfulqa/multiple_choice.jsonl": content})
+
+
+def gpqa(content):
+    return data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": content})
+
+
+def environment(name, value, *command):
     """The variable is the file `a-file` where `value` is a path within it."""
 
-    def prepare_(place):
+    def prepare(place):
         (place / "a-file").write_text("x")
         os.environ[name] = value
-        return prepare(place)
+        return [*(command or ("check", "smoke"))]
 
-    return prepare_
+    return prepare
 
 
 def model(damage):
@@ -145,8 +153,12 @@ def put(name, content):
     )
 
 
-def renamed(old, new):
-    return lambda folder: (folder / old).rename(folder / new)
+def config(**changes):
+    return model(put("config.json", {"model_type": "llama"} | changes))
+
+
+def shard(name):
+    return model(put("model.safetensors.index.json", {"weight_map": {"a": name}}))
 
 
 def earlier(damage):
@@ -160,27 +172,15 @@ def earlier(damage):
     return prepare
 
 
-def echo_of(content):
+def record(stages):
+    return earlier(put("run.json", {"stages": stages, "profile_hash": "", "commit": ""}))
+
+
+def no_paraphrases(place):
     """A pool of a profile that wants to read its paraphrases."""
-
-    def prepare(place):
-        (place / "pool.yaml").write_text(yaml.safe_dump({"principles": content}))
-        changes = {"principles.pool": "pool.yaml", "principles.set_size": 2, "sufficiency.echo": 2}
-        return key(*(part for change in changes.items() for part in change))(place)
-
-    return prepare
-
-
-def link_out(name):
-    def damage(folder):
-        (folder.parents[1] / "outside").mkdir()
-        (folder / name).symlink_to(folder.parents[1] / "outside")
-
-    return damage
-
-
-def named_reference(place):
-    return [*key("name", "reference", command=("run",))(place), "--results", str(REFERENCE.parent)]
+    content = [{"name": name, "text": f"Be {name}."} for name in ("brief", "kind", "calm", "open")]
+    (place / "pool.yaml").write_text(yaml.safe_dump({"principles": content}))
+    return key("principles.pool", "pool.yaml", "principles.set_size", 2, "sufficiency.echo", 2)(place)
 
 
 def task(content):
@@ -194,261 +194,89 @@ def task(content):
 
 
 MC = {"choices": ["a", "b"], "labels": [1, 0]}
-GOOD_POOL = [{"name": "a", "text": "Be brief."}, {"name": "b", "text": "Be kind."}]
-TRUTHFULQA = "truthfulqa/multiple_choice.jsonl"
-BROKEN = '{"question": "a", "answer": "b"}\n{"ques'
-UNEVEN = {"question": "a", "mc1_targets": MC, "mc2_targets": MC | {"labels": [1]}}
+EVEN = {"question": "a", "mc1_targets": MC, "mc2_targets": MC}
+UNEVEN = EVEN | {"mc2_targets": MC | {"labels": [1]}}
+INTO, PUBLISHED = ("run", "--results"), str(REFERENCE.parent)
 
 CASES = [
     # -- profiles
     ("no such profile", given("check", "nowhere"), "'nowhere': not found", "cpu, gpu, "),
     ("no such file", given("check", "no/where.yaml"), "no such file"),
-    ("a folder", given("check", "./"), "no such file"),
     ("a name too long for the system", given("check", "x" * 5000 + ".yaml"), "no such file"),
     ("a null character", given("check", "a\0b.yaml"), "no such file"),
     ("empty", text(""), "mine.yaml", "found null", "a mapping"),
+    ("not UTF-8", text(b"name: \xff\xfe"), "mine.yaml: byte 6 is not UTF-8"),
     ("a strange key", key("a\nb\x1b[31m\u202e", 1), r"mine.yaml: 'a\nb\x1b[31m\u202e': unknown key"),
     ("an unknown key of an arm called set", key("arms.set", {"sett": 1}), "arms.set"),
     ("a number without end", text(f"name: {10**4000}"), "mine.yaml: name: found 1000"),
     ("more steps than there are", key("trainer.max_steps", 10**400), "trainer.max_steps: found 1000"),
     ("a launcher", key("trainer.launcher", "bash -c 'touch x'"), "trainer.launcher: unknown key", "--launch"),
     ("a lone surrogate", text('name: "\\ud800"\n'), "name: found '\\ud800'"),
-    ("an absolute name", key("name", "/smoke"), "name: found '/smoke'", "matches"),
-    ("an arm that climbs", key("arms", {"../x": SMOKE["arms"]["grpo"]}), "../x", "matches"),
     ("a task that climbs", key("benchmarks.tasks", ["../x"]), "benchmarks.tasks.0: found '../x'", "matches"),
-    ("sets too large", key("principles.set_size", 9), "principles.set_size: found 9"),
+    ("sets too large", key("principles.set_size", 9), "principles.set_size: found 9", "at most half of"),
     ("another user's home", key("principles.pool", "~nobody-at-all/p.yaml"), "nobody-at-all"),
     ("a pool that is a folder", key("principles.pool", "/"), "principles.pool", "a YAML file"),
-    (
-        "a tracker that is not installed",
-        key("trainer.report_to", "comet_ml"),
-        "comet_ml, which is not installed",
-        "install it",
-    ),
+    ("a tracker not installed", key("trainer.report_to", "comet_ml"), "comet_ml, which is not installed"),
     ("a tracker that nobody knows", key("trainer.report_to", "all"), "trainer.report_to: found 'all'"),
     ("a bad profile, run", key("trainer.max_steps", 0, command=("run",)), "trainer.max_steps: found 0"),
     # -- principles
     ("no such pool", given("select", "nowhere.yaml"), "'nowhere.yaml': no such file"),
-    ("pool: one principle", pool(GOOD_POOL[:1], "pool.yaml", "--profile", "smoke"), "found 1 principle"),
-    (
-        "pool: a name that climbs",
-        pool([{"name": "../a", "text": "Be brief."}]),
-        "entry 1 ('../a'): name: found",
-    ),
+    ("pool: one principle", pool([{"name": "a", "text": "Be brief."}]), "found 1 principle"),
     ("pool: a forged turn", pool([{"name": "a", "text": "<|im_end|>"}]), "chat-template token '<|im_end|>'"),
-    (
-        "pool: no paraphrases to read",
-        echo_of([{"name": name, "text": f"Be {name}."} for name in ("brief", "kind", "calm", "open")]),
-        "'brief': found no paraphrases",
-    ),
+    ("pool: no paraphrases to read", no_paraphrases, "'brief': found no paraphrases"),
     # -- questions
     ("questions: broken JSON", questions(b'{"question": "A?"}\n{"question": "B?"\n'), "line 2: broken JSON"),
-    ("questions: a huge line", questions(b'{"question": "' + b"x" * 9_000_000 + b'"}'), "line 1: too long"),
     ("questions: no line ends", questions(b"x" * 30_000_000), "line 1: too long"),
-    ("questions: a forged turn", questions(b'{"question": "<start_of_turn>user"}'), "chat-template token"),
-    (
-        "questions: too few",
-        questions(b'{"question": "A?", "role": "train"}'),
-        "found 0 questions of role select",
-        "at least 4",
-    ),
-    ("questions: a folder", key("questions", {"source": "jsonl", "path": "/"}), "questions.path"),
     ("questions: more than built in", key("sufficiency.questions", 49), "found 48 questions of role select"),
     # -- evaluation data
     ("data: no such task file", key("benchmarks.tasks", ["tasks.yaml"]), "tasks.yaml: no such file"),
     ("data: no such file", data("gsm8k", {"gsm8k/test.jsonl": ""}), "train.jsonl: found no such file"),
-    ("data: an empty file", data("truthfulqa_mc1", {TRUTHFULQA: ""}), "found no rows"),
-    ("data: no JSON", data("truthfulqa_mc1", {TRUTHFULQA: "question,answer\n"}), "line 1: broken JSON"),
-    ("data: not an object", data("truthfulqa_mc1", {TRUTHFULQA: "3\n"}), "line 1: found no question"),
-    (
-        "data: a broken line further down",
-        data("gsm8k", dict.fromkeys(("gsm8k/train.jsonl", "gsm8k/test.jsonl"), BROKEN)),
-        "line 2: broken JSON",
-    ),
-    (
-        "data: a column missing",
-        data("truthfulqa_mc2", {TRUTHFULQA: json.dumps({"question": "a", "mc1_targets": MC})}),
-        "line 1: found no mc2_targets",
-    ),
-    (
-        "data: labels for other choices",
-        data("truthfulqa_mc2", {TRUTHFULQA: json.dumps(UNEVEN)}),
-        "found no mc2_targets",
-    ),
-    (
-        "data: Latin-1",
-        data("truthfulqa_mc1", {TRUTHFULQA: b'{"question": "caf\xe9"}'}),
-        "multiple_choice.jsonl",
-        "utf-8",
-    ),
-    (
-        "data: a CSV without its columns",
-        data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\nWhy?\n"}),
-        "line 2: found no Correct Answer",
-    ),
-    (
-        "data: a huge CSV cell",
-        data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv": "Question\n" + "x" * 200_000}),
-        "gpqa_main.csv",
-        "field larger",
-    ),
-    (
-        "data: a folder for a file",
-        data("gpqa_main_zeroshot", {"gpqa/gpqa_main.csv/x": ""}),
-        "found no such file",
-    ),
-    (
-        "task: a function",
-        task("task: own\ndoc_to_text: !function x.y\n"),
-        "own.yaml: found code",
-        "--allow-code",
-    ),
-    ("task: a function in disguise", task("doc_to_text: !%66unction x.y\n"), "own.yaml: found code"),
-    (
-        "task: no name for a folder",
-        key("benchmarks.tasks", ["my task.yaml"]),
-        "my task.yaml'; expected a name",
-    ),
-    ("task: a long name", key("benchmarks.tasks", ["x" * 101 + ".yml"]), "at most 100 letters"),
-    ("task: a template", task("doc_to_text: \"{{ ''.__class__.__mro__ }}\"\n"), "own.yaml: found code"),
-    ("task: an include", task("include: /elsewhere.yaml\n"), "own.yaml: found code"),
+    ("data: an empty file", truthfulqa(""), "found no rows"),
+    ("data: no JSON", truthfulqa(f"{json.dumps(EVEN)}\nquestion,answer\n"), "line 2: broken JSON"),
+    ("data: not an object", truthfulqa("3\n"), "line 1: found no question"),
+    ("data: labels for other choices", truthfulqa(json.dumps(UNEVEN)), "line 1: found no mc2_targets"),
+    ("data: Latin-1", truthfulqa(b'{"question": "caf\xe9"}'), "multiple_choice.jsonl", "utf-8"),
+    ("data: a CSV without its columns", gpqa("Question\nWhy?\n"), "line 2: found no Correct Answer"),
+    ("data: a huge CSV cell", gpqa("Question\n" + "x" * 200_000), "gpqa_main.csv", "field larger"),
+    ("task: a file, whatever it says", task("task: own\n"), "own.yaml: found code", "--allow-code"),
+    ("task: no name for a folder", key("benchmarks.tasks", ["a b.yaml"]), "a name of at most 100 letters"),
     ("reward: code", key("arms.grpo.reward", "os:system"), "reward: os:system: found code", "--allow-code"),
     # -- model folders
-    ("model: no such folder", key("model", {"source": "local", "dtype": "float32", "id": "no"}), "model.id"),
     ("model: no weights", model(without("model.safetensors")), "found no weights", "*.safetensors"),
-    (
-        "model: a pickle",
-        model(renamed("model.safetensors", "pytorch_model.bin")),
-        "pickled weights only",
-        "never loaded",
-    ),
     ("model: truncated", model(cut("model.safetensors", 200)), "model.safetensors: found a truncated"),
-    ("model: eight bytes", model(cut("model.safetensors", 8)), "model.safetensors: found a truncated"),
-    (
-        "model: a page of the web",
-        model(put("model.safetensors", "<!doctype html><html>")),
-        "truncated or damaged",
-    ),
-    ("model: no config", model(without("config.json")), "config.json is missing"),
+    ("model: a page of the web", model(put("model.safetensors", "<!doctype html>")), "found a truncated"),
     ("model: a broken config", model(put("config.json", "{")), "config.json: Expecting"),
     ("model: a config of no model", model(put("config.json", {"a": 1})), "found no model_type"),
-    (
-        "model: wrong architecture",
-        model(put("config.json", {"model_type": "bert", "architectures": ["BertForMaskedLM"]})),
-        "found 'BertForMaskedLM'",
-        "a causal language model",
-    ),
+    ("model: of another kind", config(architectures=["BertForMaskedLM"]), "found 'BertForMaskedLM'"),
+    ("model: quantised", config(quantization_config={"a": 1}), "quantised"),
     ("model: no tokenizer", model(without("tokenizer.json")), "tokenizer.json or"),
-    ("model: a truncated tokenizer", model(put("tokenizer.json", '{"model": ')), "tokenizer.json: Expecting"),
     ("model: no chat template", model(without("chat_template.jinja")), "found no chat template"),
-    (
-        "model: a missing shard",
-        model(put("model.safetensors.index.json", {"weight_map": {"a": "model-2.safetensors"}})),
-        "found no file 'model-2.safetensors'",
-    ),
-    (
-        "model: a layer that it has not",
-        key("trainer.lora.target_modules", ["q_proj", "v_porj"]),
-        "trainer.lora.target_modules: found 'v_porj'",
-        "q_proj",
-    ),
-    (
-        "model: quantised",
-        model(put("config.json", {"model_type": "llama", "quantization_config": {"a": 1}})),
-        "quantised",
-    ),
-    (
-        "model: a shard elsewhere",
-        model(put("model.safetensors.index.json", {"weight_map": {"a": "../x.safetensors"}})),
-        "found no file '../x.safetensors'",
-    ),
+    ("model: a missing shard", shard("model-2.safetensors"), "found no file 'model-2.safetensors'"),
+    ("model: a shard elsewhere", shard("../model/model.safetensors"), "found no file '../model/model"),
+    ("model: no such layer", key("trainer.lora.target_modules", ["v_porj"]), "found 'v_porj'", "q_proj"),
     # -- what lies in the way of results
-    ("earlier: a link out", earlier(link_out("notebooks")), "notebooks: found a link out of results"),
     ("earlier: a file for a folder", earlier(put("figures", "x")), "figures: found a file"),
     ("earlier: a run record that is a list", earlier(put("run.json", [])), "run.json: found list"),
-    (
-        "earlier: a run record without times",
-        earlier(put("run.json", {"stages": {"02_train": 3}, "profile_hash": "", "commit": ""})),
-        "run.json: found stages without their times",
-    ),
-    (
-        "earlier: a run record of endless times",
-        earlier(
-            put(
-                "run.json",
-                {
-                    "stages": {"x": {"seconds": 10**400, "peak_memory_gb": 1}},
-                    "profile_hash": "",
-                    "commit": "",
-                },
-            )
-        ),
-        "run.json: found stages without their times",
-    ),
+    ("earlier: no times", record({"02_train": 3}), "run.json: found stages without their times"),
+    ("earlier: endless times", record({"x": {"seconds": 10**400, "peak_memory_gb": 1}}), "their times"),
     ("earlier: a run record too deep", earlier(put("run.json", "[" * 200_000)), "run.json: ", "recursion"),
     # -- environment
-    ("RANK of nothing", environment("RANK", "x", given("train", "smoke")), "RANK: found 'x'"),
-    (
-        "WORLD_SIZE of nothing",
-        environment("WORLD_SIZE", "x", given("train", "smoke")),
-        "WORLD_SIZE: found 'x'",
-    ),
-    (
-        "ENIGMA_DATA is not there",
-        environment("ENIGMA_DATA", "nowhere", given("check", "smoke")),
-        "ENIGMA_DATA: found 'nowhere'",
-    ),
-    (
-        "ENIGMA_DATA is a file",
-        environment("ENIGMA_DATA", "a-file", given("check", "smoke")),
-        "ENIGMA_DATA: found 'a-file'",
-    ),
-    (
-        "ENIGMA_DATA of nobody",
-        environment("ENIGMA_DATA", "~nobody-at-all", given("check", "smoke")),
-        "ENIGMA_DATA",
-    ),
-    (
-        "ENIGMA_CACHE is a file",
-        environment("ENIGMA_CACHE", "a-file", given("check", "smoke")),
-        "ENIGMA_CACHE: a-file",
-    ),
-    (
-        "ENIGMA_CACHE below a file",
-        environment("ENIGMA_CACHE", "a-file/cache", given("check", "cpu")),
-        "a-file, in which nothing can be made",
-    ),
-    (
-        "ENIGMA_CACHE, fetching",
-        environment("ENIGMA_CACHE", "a-file", given("fetch")),
-        "a-file",
-        "set ENIGMA_CACHE",
-    ),
+    ("RANK of nothing", environment("RANK", "x", "train", "smoke"), "RANK: found 'x'"),
+    ("WORLD_SIZE of nothing", environment("WORLD_SIZE", "x", "train", "smoke"), "WORLD_SIZE: found 'x'"),
+    ("ENIGMA_DATA is a file", environment("ENIGMA_DATA", "a-file"), "ENIGMA_DATA: found 'a-file'"),
+    ("ENIGMA_CACHE is a file", environment("ENIGMA_CACHE", "a-file"), "a-file, in which nothing can be made"),
+    ("ENIGMA_CACHE, fetching", environment("ENIGMA_CACHE", "a-file", "fetch"), "a-file", "set ENIGMA_CACHE"),
     # -- command line
     ("an unknown command", given("chekc", "cpu"), "'chekc'", "--help"),
-    ("an unknown option", given("check", "cpu", "--jobs", "3"), "--jobs", "--help"),
     ("an unknown stage", given("run", "smoke", "--from", "06_none"), "--from: found '06_none'"),
-    (
-        "results below a file",
-        environment("X", "", given("run", "smoke", "--results", "a-file/x")),
-        "a-file/x/smoke: cannot be written",
-    ),
-    ("no name for results", given("run", "smoke", "--results", ""), "root: found ''"),
-    ("results of a long name", given("run", "smoke", "--results", "x" * 300), "root: 'xxx"),
-    ("results not UTF-8", given("run", "smoke", "--results", "a\udcffb"), "root: 'a\\udcffb'"),
-    (
-        "an open quote",
-        given("run", "smoke", "--launch", "bash -c 'x"),
-        "--launch: found No closing quotation",
-    ),
-    (
-        "results that are the published ones",
-        given("run", "smoke", "--results", str(REFERENCE)),
-        "published results",
-    ),
-    ("a profile named reference", named_reference, "published results"),
+    ("results below a file", environment("X", "", *INTO, "a-file/x", "smoke"), "x/smoke: cannot be written"),
+    ("results of a long name", given(*INTO, "x" * 300, "smoke"), "root: 'xxx"),
+    ("results not UTF-8", given(*INTO, "a\udcffb", "smoke"), "root: 'a\\udcffb'"),
+    ("the published results", given(*INTO, str(REFERENCE), "smoke"), "published results"),
+    ("a profile named reference", key("name", "reference", command=(*INTO, PUBLISHED)), "published results"),
+    ("an open quote", given("run", "smoke", "--launch", "bash -c 'x"), "found No closing quotation"),
     ("an unknown figure", given("cite", "fig99", "--profile", "cpu"), "'fig99'"),
-    ("a figure that climbs", given("cite", "../x", "--profile", "cpu"), "'../x'"),
+    ("a report of nothing", given("report", "smoke"), "found no executed notebook"),
 ]
 
 
@@ -495,41 +323,30 @@ def test_the_same_things_undamaged_are_accepted(place):
         for i in range(4)
     )
     assert cli.main(questions(rows.encode())(place)) == 0
-    row = json.dumps({"question": "a", "mc1_targets": MC, "mc2_targets": MC})
-    assert cli.main(data("truthfulqa_mc2", {TRUTHFULQA: row})(place)) == 0
+    assert cli.main(truthfulqa(json.dumps(EVEN))(place)) == 0
 
 
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda place: load_profile(3), "'3'"),
-        (lambda place: load_profile(None), "'None'"),
-        (lambda place: load_profile(["cpu"]), "no such file"),
-        (lambda place: load_profile(""), "''"),
-        (lambda place: Results(load_profile("smoke"), 3), "root: found 3"),
-        (lambda place: Results(load_profile("smoke"), None), "root: found None"),
-        (lambda place: Results(load_profile("smoke"), ""), "root: found ''"),
+        (lambda: load_profile(3), "'3'"),
+        (lambda: Results(load_profile("smoke"), None), "root: found None"),
+        (lambda: Results(load_profile("smoke"), ""), "root: found ''"),
     ],
 )
 def test_notebook_parameters(call, word, place):
     with pytest.raises(InputError, match="expected .*; ") as caught:
-        call(place)
+        call()
     assert word in str(caught.value)
     assert not list(place.iterdir())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("no such profile", "pool: a forged turn", "questions: broken JSON", "model: truncated"),
-        *("ENIGMA_CACHE is a file", "an unknown command"),
-    ],
-)
+@pytest.mark.parametrize("name", ["pool: a forged turn", "model: truncated"])
 def test_a_process_of_its_own_is_as_quick_and_loads_no_model_library(name, place):
     prepare = next(case[1] for case in CASES if case[0] == name)
     code = (
-        "import sys; from enigma.__main__ import main; import atexit; atexit.register(lambda: print("
-        "[m for m in ('torch', 'transformers', 'papermill') if m in sys.modules])); sys.exit(main(sys.argv[1:]))"
+        "import atexit, sys; from enigma.__main__ import script; atexit.register(lambda: print([m for m in ("
+        "'torch', 'transformers', 'trl', 'lm_eval', 'datasets', 'papermill') if m in sys.modules])); script()"
     )
     before = os.times()
     done = subprocess.run(
@@ -556,7 +373,10 @@ def test_damaged_rows_are_told(content, place):
         results.read_raw("select")
 
 
-def test_a_task_name_with_a_typo_is_refused_before_a_model_is_loaded(place, capsys):
+def test_a_task_name_with_a_typo_is_refused_before_a_model_is_loaded(place, capsys, monkeypatch):
+    """With an index of two names: lm-eval's own takes long to read."""
+    index = SimpleNamespace(all_tasks=["arc_easy", "arc"], all_subtasks=["arc_easy"])
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", SimpleNamespace(TaskManager=lambda: index))
     assert cli.main(key("benchmarks.tasks", ["arc_eassy"])(place)) == 2
     err = capsys.readouterr().err
     assert "found 'arc_eassy'" in err and "did you mean arc_easy?" in err

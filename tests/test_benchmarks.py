@@ -25,16 +25,11 @@ def test_placement_counts_what_each_contrast_tells_apart():
     assert found["both"]["row_bound"] == pytest.approx(math.log(4) - math.log(2) / 2)
 
 
-def test_the_interval_of_a_mean_holds_a_known_truth():
-    row = coverage.cell("set", 4, 0.5, 12, repetitions=40)
-    assert row["information"] == pytest.approx(0.5 * math.log(4), rel=0.01)
-    assert row["coverage"] > 0.8 and 0 < row["width"] < 1
-
-
 def test_the_interval_of_si_holds_near_a_ceiling_where_students_t_does_not():
     """Most questions carry all there is, and a rare one far less: the spread that t goes by is too small."""
     row = coverage.cell("SI", 16, 0.95, 12, repetitions=80)
-    assert row["student"] < 0.85 and row["coverage"] > 0.9
+    assert row["information"] == pytest.approx(0.95 * math.log(16), rel=0.01)
+    assert row["student"] < 0.85 and row["coverage"] > 0.9 and 0 < row["width"] < 1
 
 
 def test_the_sweep_is_a_profile_and_names_what_holds_each_arm():

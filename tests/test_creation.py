@@ -1,6 +1,5 @@
 """Creation: proposals keep their meaning, bad ones cost little, and luck on the choosing questions is not believed."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,14 +56,8 @@ def law(symbol, weight):
 
 
 LAWS = {p.text: law(i, 8.0) for i, p in enumerate(SEEDS)}
-
-
-def numbered(count):
-    return [Proposal("a", "toy", f"proposal {i}", 0.9) for i in range(count)]
-
-
-def alike(principle, texts):
-    return [(0.9, 0.1)] * len(texts)
+NUMBERED = [Proposal("a", "toy", f"proposal {i}", 0.9) for i in range(8)]
+ALIKE = LAWS | {p.text: LAWS[SEEDS[0].text] for p in NUMBERED}
 
 
 def test_operators():
@@ -81,37 +74,38 @@ def test_cleaned():
     assert proposals.cleaned("1. Use 3.5 units at most. Be") == "Use 3.5 units at most."
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("x" * (MAX_CHARACTERS + 1), "501 characters"),
-        ("Say <|im_end|> often.", "chat-template token"),
-        ("Write <answer> first.", "format tag"),
-        ("believe every claim.", "same as another"),
-        ("Say QQ.", "special"),
-        ("Bananas sing purple windows.", "similarity"),
-        ("Believe every claim, because evidence misleads.", "antithesis"),
-    ],
-)
-def test_an_unfit_rewriting_is_shown_and_never_measured(text, reason):
+UNFIT = {
+    "x" * (MAX_CHARACTERS + 1): "501 characters",
+    "Say <|im_end|> often.": "chat-template token",
+    "Write <answer> first.": "format tag",
+    "believe every claim.": "same as another",
+    "Say QQ.": "special",
+    "Bananas sing purple windows.": "similarity",
+    "Believe every claim, because evidence misleads.": "antithesis",
+}
+
+
+def test_unfit_rewritings_are_shown_and_never_measured():
     encoder = encoders.SemanticReward(SEEDS)
 
     def near(principle, texts):
         return proposals.nearness(encoder, principle, texts)
 
     fits = {"Say QQ.": "special token"}.get
-    found = propose(
-        SEEDS, [[text, "Check the evidence for claims."], ["check the evidence FOR claims."], []], fits, near
-    )
-    bad, fine, again = (p for p in found if p.origin == "rewrite")
-    assert reason in bad.reason and not fine.reason and fine.similarity > proposals.SIMILARITY
+    fine, again = "Check the evidence for claims.", "check the evidence FOR claims."
+    found = propose(SEEDS, [[*UNFIT, fine], [again], []], fits, near)
+    *bad, fine, again = (p for p in found if p.origin == "rewrite")
+    for proposal, reason in zip(bad, UNFIT.values(), strict=True):
+        assert reason in proposal.reason, proposal
+    assert not fine.reason and fine.similarity > proposals.SIMILARITY
     assert again.reason == "refused: the same as another text"
     calls = []
     laws = LAWS | {p.text: LAWS[SEEDS[0].text] for p in found}
     table = search(SEEDS, found, world(np.random.default_rng(0), laws, calls), 4, 4)
-    assert bad.text not in {text for texts, *_ in calls for text in texts}
-    row = table[table.origin == "rewrite"].iloc[0]
-    assert (row["round"], row.accepted) == (0, False) and math.isnan(row.gain) and row.reason == bad.reason
+    assert not UNFIT.keys() & {text for texts, *_ in calls for text in texts}
+    rows = table[table.origin == "rewrite"].head(len(UNFIT))
+    assert rows.reason.tolist() == [p.reason for p in bad]
+    assert not rows["round"].any() and not rows.accepted.any() and rows.gain.isna().all()
 
 
 def test_schedule():
@@ -135,16 +129,11 @@ def test_a_gain_is_that_of_the_set_with_the_text_in_its_seeds_place():
 
 
 def test_rounds_ask_new_questions_and_the_better_text_is_accepted():
-    calls, laws = [], LAWS | {p.text: LAWS[SEEDS[0].text] for p in numbered(8)}
-    laws["proposal 5"] = law(0, 500.0)
-    table = search(SEEDS, numbered(8), world(np.random.default_rng(1), laws, calls), 32, 36)
+    calls, laws = [], ALIKE | {"proposal 5": law(0, 500.0)}
+    table = search(SEEDS, NUMBERED, world(np.random.default_rng(1), laws, calls), 32, 36)
     assert [len(texts) for texts, *_ in calls] == [8, 4, 2, 1]
-    assert [call[1:] for call in calls] == [
-        ("select", 0, 8),
-        ("select", 8, 16),
-        ("select", 16, 32),
-        ("heldout", 0, 36),
-    ]
+    asked = [("select", 0, 8), ("select", 8, 16), ("select", 16, 32), ("heldout", 0, 36)]
+    assert [call[1:] for call in calls] == asked
     best = table[table.accepted].iloc[0]
     assert best.text == "proposal 5" and best.gain_low > 0 and best.si_read >= best.si_seed
     assert table.gain.notna().sum() == table.accepted.sum() == 1 and table.reason.str.len().gt(0).sum() == 7
@@ -153,9 +142,8 @@ def test_rounds_ask_new_questions_and_the_better_text_is_accepted():
 def test_a_text_that_its_seeds_wording_cannot_read_is_refused():
     """Nonsense that is told apart perfectly: a symbol that no other text writes, and that means nothing to the seed."""
     laws = LAWS | {"Qzx zzq.": law(9, 1e4)}
-    row = search(
-        SEEDS, [Proposal("a", "toy", "Qzx zzq.", 0.9)], world(np.random.default_rng(0), laws), 4, 36
-    ).iloc[0]
+    nonsense = [Proposal("a", "toy", "Qzx zzq.", 0.9)]
+    row = search(SEEDS, nonsense, world(np.random.default_rng(0), laws), 4, 36).iloc[0]
     assert row.gain_low > 0 and row.si_read < row.si_seed
     assert not row.accepted and "seed's wording" in row.reason
 
@@ -163,14 +151,10 @@ def test_a_text_that_its_seeds_wording_cannot_read_is_refused():
 def test_the_winners_curse_is_not_accepted():
     """All true gains are zero: the winner looks good on the questions that chose it, and fresh ones refuse it."""
     generator = np.random.default_rng(0)
-    laws = LAWS | {p.text: LAWS[SEEDS[0].text] for p in numbered(8)}
-    rows = [
-        search(SEEDS, numbered(8), world(generator, laws), 12, 12).dropna(subset="gain").iloc[0]
-        for _ in range(150)
-    ]
-    assert np.mean([row.gain_search for row in rows]) > 0.01
-    assert abs(np.mean([row.gain for row in rows])) < 0.01
-    assert np.mean([row.accepted for row in rows]) <= 0.05
+    tables = [search(SEEDS, NUMBERED, world(generator, ALIKE), 12, 12) for _ in range(150)]
+    judged = pd.concat(tables).dropna(subset="gain")
+    assert len(judged) == 150 and judged.gain_search.mean() > 0.01
+    assert abs(judged.gain.mean()) < 0.01 and judged.accepted.mean() <= 0.05
 
 
 @pytest.fixture(scope="module")

@@ -9,28 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from peft import LoraConfig
-from test_trainer import reward, rollouts, rows, settings
+from test_scoring import build
+from test_trainer import GRPO, lora, reward, rollouts, rows, settings
 from torch.utils.data import BatchSampler
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from enigma.llm import head
 from enigma.llm.config import EnigmaConfig
-from enigma.llm.matched_sets import MatchedSampler, matched_sets, score_matched_sets
+from enigma.llm.matched_sets import MatchedSampler, check_rows, matched_sets, score_matched_sets
 from enigma.llm.trainer import EnigmaTrainer
 
 K = G = 2
 SET = K * G
-QUESTIONS = [
-    f"{word} is it so?" for word in ("why", "how", "where", "when", "since when", "for whom", "what", "who")
-]
-GRPO = dict(importance_sampling_level="sequence", loss_type="grpo", scale_rewards="none")
+WORDS = "why,how,where,when,since when,for whom,what,who"
+QUESTIONS = [f"{word} is it so?" for word in WORDS.split(",")]
 # `ot_points` is less than a set has tokens, so the Sinkhorn term also has to pick the same ones.
-TERMS = dict(
-    num_principles=K, lambda_sami=0.5, lambda_ot=1.0, ot_layers=[1, -1], ot_budget=1e-3, ot_points=12
-)
+TERMS = dict(num_principles=K, lambda_sami=0.5, lambda_ot=1.0, ot_budget=1e-3, ot_points=12)
+TERMS |= dict(ot_layers=[1, -1])
 METRICS = (
     *("loss", "loss/grpo", "loss/sami", "loss/ot", "sami/row_bound", "sami/column_bound"),
     *("ot/divergence", "reward", "reward_std", "frac_reward_zero_std", "grad_norm"),
@@ -44,17 +41,14 @@ class Keep(TrainerCallback):
         self.parameters = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.parameters.append(
-            {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        )
+        trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self.parameters.append(trained)
 
     on_step_end = on_train_begin
 
 
 def toy(vocabulary):
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, **sizes))
+    model = build("llama", vocab_size=vocabulary, num_hidden_layers=2)
     model.lm_head.weight.data.mul_(10)
     return model
 
@@ -76,7 +70,7 @@ def run(folder, tokenizer, trainer=EnigmaTrainer, rewards=reward, **changes):
         config(**base | changes),
         rows(QUESTIONS),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        peft_config=lora("q_proj", "v_proj", init_lora_weights=False),
         rollout_func=completions,
         callbacks=[keep],
     )
@@ -107,26 +101,16 @@ def assert_same_run(found, expected, metrics=METRICS):
 # Micro-batches.
 
 
-def constant(completions, **kwargs):
-    """No spread, so no advantage and no GRPO term."""
-    return [1.0] * len(completions)
-
-
 @pytest.mark.parametrize(
     "changes",
-    [
-        dict(lambda_sami=0.0, lambda_ot=0.0),
-        dict(lambda_ot=0.0, beta=0.0, rewards=constant),
-        dict(lambda_sami=0.0, beta=0.0, rewards=constant),
-        dict(),
-        dict(loss_type="dapo"),
-    ],
-    ids=["grpo", "sami", "sinkhorn", "all", "tokens of the whole batch"],
+    [dict(lambda_sami=0.0, lambda_ot=0.0), dict(), dict(loss_type="dapo")],
+    ids=["grpo", "all", "tokens of the whole batch"],
 )
 def test_micro_batches_add_up_to_the_batch(tmp_path, toy_tokenizer, changes):
+    """Also with the layers' second forward in the backward pass."""
     whole = run(tmp_path, toy_tokenizer, **TERMS | changes, per_device_train_batch_size=2 * SET)
-    parts = TERMS | changes | dict(per_device_train_batch_size=SET, gradient_accumulation_steps=2)
-    assert_same_run(run(tmp_path, toy_tokenizer, **parts), whole)
+    parts = dict(per_device_train_batch_size=SET, gradient_accumulation_steps=2, gradient_checkpointing=True)
+    assert_same_run(run(tmp_path, toy_tokenizer, **TERMS | changes | parts), whole)
 
 
 # Two processes.
@@ -163,24 +147,21 @@ def work(rank, port, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": local}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    own = folder / f"rank {rank}"
     runs = {
-        name: run(folder / f"rank {rank}" / name, tokenizer, shuffle_dataset=True, **TERMS, **spread)
+        name: run(own / name, tokenizer, shuffle_dataset=True, **TERMS, **spread)
         for name, (spread, _) in SPREADS.items()
     }
-    runs["enigma"] = run(folder / f"rank {rank}" / "enigma", tokenizer, num_principles=K, **PLAIN)
-    runs["trl"] = run(folder / f"rank {rank}" / "trl", tokenizer, GRPOTrainer, **GRPO, **PLAIN)
-    runs["split"] = refused(folder / f"rank {rank}" / "split", tokenizer, **TERMS, **SPLIT)
+    runs["enigma"] = run(own / "enigma", tokenizer, num_principles=K, **PLAIN)
+    runs["trl"] = run(own / "trl", tokenizer, GRPOTrainer, **GRPO, **PLAIN)
+    runs["split"] = refused(own / "split", tokenizer, **TERMS, **SPLIT)
     runs["one fails"] = refused(folder / "fails", tokenizer, rewards=failing(rank), num_principles=K, **PLAIN)
     # No logits, also where the wrapper copies what the model returns.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "_from_logits", None)
         for name, copies in (("no copies", None), ("copies", True)):
-            runs[name] = run(
-                folder / name,
-                tokenizer,
-                **TERMS,
-                **PLAIN | dict(beta=0.03, ddp_find_unused_parameters=copies),
-            )
+            options = TERMS | PLAIN | dict(beta=0.03, ddp_find_unused_parameters=copies)
+            runs[name] = run(folder / name, tokenizer, **options)
     torch.save(runs, folder / f"{rank}.pt")
 
 
@@ -219,14 +200,8 @@ def test_two_processes_give_the_update_of_one(tmp_path, toy_tokenizer, two_proce
     for a, b, both in zip(first["seen"], second["seen"], single["seen"], strict=True):
         assert sorted(a + b) == sorted(both)
         assert not set(a) & set(b)
-
-
-@pytest.mark.slow
-def test_only_the_first_process_writes(two_processes):
-    first, second = two_processes
-    for name in SPREADS:
-        assert "adapter_model.safetensors" in first[name]["files"]
-        assert second[name]["files"] == []
+    # Only the first process writes.
+    assert "adapter_model.safetensors" in first["files"] and second["files"] == []
 
 
 @pytest.mark.slow
@@ -236,18 +211,12 @@ def test_without_extra_terms_two_processes_are_trl(two_processes):
 
 
 @pytest.mark.slow
-def test_a_loader_that_splits_sets_over_processes_is_refused(two_processes):
+def test_what_is_wrong_on_one_process_is_refused_on_all(two_processes):
+    """A loader that splits sets, and an error of one process alone: the others would wait for it for ever."""
     for ranks in two_processes:
         assert "rows 0 to 1 are not one matched set of 2 prompts x 2 generations" in ranks["split"]
-
-
-@pytest.mark.slow
-def test_an_error_of_one_process_is_raised_on_all(two_processes):
-    """Else the others would wait for it for ever."""
-    assert [ranks["one fails"] for ranks in two_processes] == [
-        "another process failed, and says why",
-        "'this one alone'",
-    ]
+    told = [ranks["one fails"] for ranks in two_processes]
+    assert told == ["another process failed, and says why", "'this one alone'"]
 
 
 @pytest.mark.slow
@@ -286,9 +255,8 @@ def test_each_process_draws_whole_sets(world, sets, accumulation, shuffle):
 
 
 def trainer_for(tmp_path, tokenizer, **changes):
-    config = EnigmaConfig(
-        **settings(tmp_path, num_generations=G, per_device_train_batch_size=2 * SET), **changes
-    )
+    changes |= dict(num_generations=G, per_device_train_batch_size=2 * SET)
+    config = EnigmaConfig(**settings(tmp_path, **changes))
     data = rows(QUESTIONS), rows(QUESTIONS[:3])
     return EnigmaTrainer(toy(len(tokenizer)), reward, config, *data, tokenizer, rollout_func=rollouts)
 
@@ -296,21 +264,18 @@ def trainer_for(tmp_path, tokenizer, **changes):
 @pytest.mark.parametrize(
     "order",
     # Rows 0 and 1 are one question under two principles, rows 2 and 3 the next.
-    ["0011223", "01012233", "00001111", "11223300", "00221133", "1122"],
-    ids=["incomplete", "interleaved", "repeated", "shifted", "mixed", "halves of two sets"],
+    ["0011223", "01012233", "00001111", "1122"],
+    ids=["incomplete", "interleaved", "repeated", "halves of two sets"],
 )
-def test_rows_out_of_order_are_refused(tmp_path, toy_tokenizer, order):
-    trainer = trainer_for(tmp_path, toy_tokenizer)
+def test_rows_out_of_order_are_refused(order):
     data = rows(QUESTIONS)
-    trainer.model.train()
     with pytest.raises(ValueError, match="are not one matched set of 2 prompts x 2 generations"):
-        trainer._prepare_inputs([data[int(i)] for i in order])
+        check_rows([data[int(i)] for i in order], K, G)
 
 
 def test_evaluation_refuses_to_split_a_set(tmp_path, toy_tokenizer):
-    assert math.isfinite(
-        trainer_for(tmp_path, toy_tokenizer, per_device_eval_batch_size=SET).evaluate()["eval_loss"]
-    )
+    whole = trainer_for(tmp_path, toy_tokenizer, per_device_eval_batch_size=SET)
+    assert math.isfinite(whole.evaluate()["eval_loss"])
     with pytest.raises(ValueError, match="rows 4 to 5 are not one matched set"):
         trainer_for(tmp_path, toy_tokenizer, per_device_eval_batch_size=6).evaluate()
 
@@ -319,16 +284,14 @@ def test_evaluation_refuses_to_split_a_set(tmp_path, toy_tokenizer):
     ("sets", "principles"),
     [
         ([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1, 0, 1]),
-        ([0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1]),
         ([0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1]),
         ([0, 0, 1, 1], [1, 1, 0, 0]),
     ],
-    ids=["principles", "uneven", "sets", "halves"],
+    ids=["principles", "sets", "halves"],
 )
 def test_micro_batches_out_of_order_are_refused(sets, principles):
-    n = len(sets)
-    inputs = {name: torch.ones(n, 3, dtype=torch.long) for name in ("prompt_ids", "prompt_mask")}
-    inputs |= {name: torch.ones(n, 3, dtype=torch.long) for name in ("completion_ids", "completion_mask")}
+    tokens = torch.ones(len(sets), 3, dtype=torch.long)
+    inputs = {f"{text}_{part}": tokens for text in ("prompt", "completion") for part in ("ids", "mask")}
     inputs |= {"set_index": torch.tensor(sets), "principle_index": torch.tensor(principles)}
     with pytest.raises(ValueError, match="every batch must hold whole sets in order"):
         score_matched_sets(None, inputs, K, layers=(), cross_gradient=False)

@@ -28,7 +28,6 @@ from enigma.method.geometry import (
     subset_shares,
     variance_ratio,
 )
-from enigma.method.transport import sinkhorn_divergence
 
 
 @pytest.fixture
@@ -38,6 +37,12 @@ def rng():
 
 def rotation(rng, d):
     return np.linalg.qr(rng.standard_normal((d, d)))[0]
+
+
+def centred_basis(rng, n, d):
+    """Orthonormal columns (n, d) of mean zero."""
+    x = rng.standard_normal((n, d))
+    return np.linalg.qr(x - x.mean(0))[0]
 
 
 # ---- distributions -------------------------------------------------------------------------------------------------
@@ -51,25 +56,12 @@ def test_fisher_rao_of_coins():
         assert fisher_rao(*logits).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_fisher_rao_of_binned_gaussians():
-    # sum sqrt(p q) of two normal densities is known in closed form.
-    grid = torch.linspace(-30, 30, 6001, dtype=torch.float64)
-    for shift, scale in ((1.0, 1.0), (0.0, 2.5), (3.0, 0.5)):
-        affinity = math.sqrt(2 * scale / (1 + scale**2)) * math.exp(-(shift**2) / (4 * (1 + scale**2)))
-        found = fisher_rao(-(grid**2) / 2, -(((grid - shift) / scale) ** 2) / 2)
-        assert found.item() == pytest.approx(2 * math.acos(affinity), rel=1e-9)
-
-
-def test_fisher_rao_reaches_pi_and_zero():
+def test_fisher_rao_is_a_distance_up_to_pi_and_takes_half_precision():
     apart = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]])
     assert fisher_rao(apart[0], apart[1]).item() == pytest.approx(math.pi, rel=1e-3)
     assert fisher_rao(apart[0], apart[0]).item() == 0
-    logits = torch.randn(4, 1000)
-    assert (fisher_rao(logits, logits + 7) < 1e-5).all()
-
-
-def test_fisher_rao_obeys_the_triangle_and_takes_half_precision():
     a, b, c = torch.randn(3, 20, 100, generator=torch.Generator().manual_seed(0))
+    assert (fisher_rao(a, a + 7) < 1e-5).all()
     assert (fisher_rao(a, c) <= fisher_rao(a, b) + fisher_rao(b, c) + 1e-6).all()
     half = fisher_rao(a.bfloat16(), b.bfloat16())
     assert half.dtype == torch.float32
@@ -77,19 +69,6 @@ def test_fisher_rao_obeys_the_triangle_and_takes_half_precision():
 
 
 # ---- clouds --------------------------------------------------------------------------------------------------------
-
-
-def test_cka_of_a_rotated_shifted_scaled_cloud_is_one(rng):
-    x = rng.standard_normal((40, 12))
-    assert linear_cka_debiased(x, 3 * x @ rotation(rng, 12) + 5) == pytest.approx(1)
-
-
-def test_debiased_cka_of_independent_clouds_is_zero_on_average(rng):
-    values = [
-        linear_cka_debiased(rng.standard_normal((20, 60)), rng.standard_normal((20, 50))) for _ in range(200)
-    ]
-    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
-    assert np.std(values) < 0.2  # the biased estimator stands near 0.7 here
 
 
 def test_debiased_cka_equals_the_cosine_of_u_centred_distances(rng):
@@ -104,37 +83,26 @@ def test_debiased_cka_equals_the_cosine_of_u_centred_distances(rng):
     y = x @ rng.standard_normal((4, 7)) + rng.standard_normal((15, 7)) + 20
     a, b = u_centred(x), u_centred(y)
     assert linear_cka_debiased(x, y) == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    assert linear_cka_debiased(x, 3 * x @ rotation(rng, 4) + 5) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("measure", [effective_rank, participation_ratio])
-def test_ranks_of_a_known_spectrum(measure, rng):
-    # Orthogonal columns of equal length: every eigenvalue is the same.
-    basis = np.linalg.qr(rng.standard_normal((60, 8)))[0]
-    basis = np.linalg.qr(basis - basis.mean(0))[0]
-    assert measure(basis[:, :5] @ rotation(rng, 5)) == pytest.approx(5)
+def test_ranks_where_all_eigenvalues_are_equal(measure, rng):
+    basis = centred_basis(rng, 60, 5)
+    assert measure(basis @ rotation(rng, 5)) == pytest.approx(5)
     assert measure(basis[:, :1]) == pytest.approx(1)
-    wide = basis[:, :5] @ np.linalg.qr(rng.standard_normal((200, 5)))[0].T
+    wide = basis @ np.linalg.qr(rng.standard_normal((200, 5)))[0].T
     assert measure(wide + 100) == pytest.approx(5)
 
 
-def test_participation_ratio_is_that_of_scikit_dimension(rng):
-    import skdim
-
-    x = rng.standard_normal((50, 12)) * np.linspace(1, 5, 12) + 7
-    assert participation_ratio(x) == pytest.approx(skdim.id.lPCA(ver="participation_ratio").fit(x).dimension_)
-
-
 def test_ranks_of_two_eigenvalues(rng):
-    basis = np.linalg.qr(rng.standard_normal((30, 3)))[0]
-    basis = np.linalg.qr(basis - basis.mean(0))[0][:, :2] * [math.sqrt(3), 1]
-    assert effective_rank(basis) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
-    assert participation_ratio(basis) == pytest.approx(16 / 10)
+    x = centred_basis(rng, 30, 2) * [math.sqrt(3), 1]
+    assert effective_rank(x) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert participation_ratio(x) == pytest.approx(16 / 10)
     assert math.isnan(effective_rank(np.ones((4, 3)))) and math.isnan(participation_ratio(np.ones((4, 3))))
 
 
 def test_anisotropy(rng):
-    assert anisotropy(np.outer([1.0, 2.0, 5.0], [1.0, 1.0])) == pytest.approx(1)
-    assert anisotropy(np.eye(4)) == pytest.approx(0)
     assert anisotropy([[1.0, 0.0], [-1.0, 0.0]]) == pytest.approx(-1)
     x = rng.standard_normal((7, 3))
     units = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -142,25 +110,15 @@ def test_anisotropy(rng):
     assert anisotropy(x) == pytest.approx(expected)
 
 
-def test_principal_angles_of_fewer_points_than_dimensions():
-    """Rows of mean exactly zero: a starting vector of ones would be lost in them."""
-    half = np.random.default_rng(0).integers(-9, 9, (2, 10, 40)) * np.arange(40, 0, -1)
+def test_principal_angles_are_those_of_the_singular_vectors(rng):
+    """Fewer points than dimensions, rows of mean exactly zero: a starting vector of ones would be lost in them."""
+    half = rng.integers(-9, 9, (2, 10, 40)) * np.arange(40, 0, -1)
     x, y = (np.concatenate([points, -points]) for points in half)
     axes = [np.linalg.svd(cloud)[2][:3] for cloud in (x, y)]
     expected = np.arccos(np.clip(np.linalg.svd(axes[0] @ axes[1].T)[1], -1, 1))[::-1]
-    np.testing.assert_allclose(principal_angles(x, y, 3), expected, atol=1e-6)
-
-
-def test_principal_angles_of_a_known_rotation(rng):
-    x = rng.standard_normal((200, 6)) * [20, 10, 1, 1, 1, 1]
-    angle = 0.4
-    turn = np.eye(6)
-    turn[np.ix_([0, 2], [0, 2])] = [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-    found = principal_angles(x, x @ turn + 3, 2)
-    assert found.shape == (2,)
-    assert found[0] == pytest.approx(angle, abs=0.02)
-    assert found[1] == pytest.approx(0, abs=0.02)
-    assert principal_angles(x, x, 6) == pytest.approx(np.zeros(6), abs=1e-6)
+    np.testing.assert_allclose(principal_angles(x, y + 3, 3), expected, atol=1e-6)
+    whole = rng.standard_normal((9, 6))
+    assert principal_angles(whole, whole + 3, 6) == pytest.approx(np.zeros(6), abs=1e-6)
 
 
 @pytest.mark.parametrize("dimension", [2, 5])
@@ -171,12 +129,8 @@ def test_intrinsic_dimension_of_an_embedded_cube(dimension, rng):
     assert found == intrinsic_dimension(flat)
 
 
-def test_variance_ratio(rng):
-    x = np.concatenate([rng.standard_normal((4000, 2)) + [2, 0], rng.standard_normal((4000, 2)) - [2, 0]])
-    labels = np.repeat([0, 1], 4000)
-    assert variance_ratio(x, labels) == pytest.approx(4 / 2, rel=0.05)
-    assert variance_ratio(x, rng.permutation(labels)) < 0.01
-    # By hand: class means 1 and 5 about 3, each row 1 away from its own.
+def test_variance_ratio_by_hand():
+    # Class means 1 and 5 about 3, each row 1 away from its own.
     assert variance_ratio([[0.0], [2.0], [4.0], [6.0]], [0, 0, 1, 1]) == pytest.approx(16 / 4)
     assert math.isnan(variance_ratio([[0.0], [2.0]], [0, 1]))
 
@@ -197,33 +151,7 @@ def test_classifier_does_not_see_the_group_it_is_asked_about(rng):
     assert classifier_hits(x, labels, groups).mean() < 0.55
 
 
-def test_sinkhorn_of_gaussians_nears_the_bures_wasserstein_distance(rng):
-    """y = A x + b with A positive definite is the optimal map, so that clouds reach the Gaussians' closed form exactly."""
-    from ot.gaussian import bures_wasserstein_distance
-
-    x = rng.standard_normal((150, 2)) @ [[1.0, 0.4], [0.0, 0.6]]
-    y = x @ [[1.5, 0.5], [0.5, 0.8]] + [2.0, -1.0]
-    moments = x.mean(0), y.mean(0), np.cov(x.T, bias=True), np.cov(y.T, bias=True)
-    expected = bures_wasserstein_distance(*moments) ** 2
-    assert ((y - x) ** 2).sum(1).mean() == pytest.approx(expected)
-    points = torch.from_numpy(x), torch.from_numpy(y)
-    assert sinkhorn_divergence(*points, 0.05, scale=1.0).item() == pytest.approx(expected, rel=1e-3)
-
-
 # ---- displacement and directions -----------------------------------------------------------------------------------
-
-
-def test_displacement_inside_and_outside_the_span(rng):
-    basis = rotation(rng, 20)
-    directions = rng.standard_normal((3, 4)) @ basis[:, :4].T
-    inside = rng.standard_normal((10, 3)) @ directions
-    outside = rng.standard_normal((10, 16)) @ basis[:, 4:].T
-    assert displacement_share(inside, directions) == pytest.approx(1)
-    assert displacement_share(outside, directions) == pytest.approx(0, abs=1e-12)
-    outside *= np.linalg.norm(inside) / np.linalg.norm(outside)
-    assert displacement_share(inside + outside, directions) == pytest.approx(0.5)
-    assert math.isnan(displacement_share(np.zeros((2, 20)), directions))
-    assert math.isnan(displacement_share(inside, np.zeros((2, 20))))
 
 
 def test_span_basis_drops_dependent_directions(rng):
@@ -242,13 +170,10 @@ def test_shares_of_subsets_are_those_of_an_explicit_projection(rng):
     expected = [((displacement @ basis) ** 2).sum() / (displacement**2).sum() for basis in bases]
     assert subset_shares(displacement, directions, subsets) == pytest.approx(np.array(expected))
     assert displacement_share(displacement, directions[subsets[3]]) == pytest.approx(expected[3])
-
-
-def test_share_of_a_random_subspace_is_its_dimension_over_the_width(rng):
-    null = subset_shares(
-        rng.standard_normal((5, 40)), rng.standard_normal((400, 40)), random_subsets(400, 4, 600, 0)
-    )
-    assert null.mean() == pytest.approx(4 / 40, abs=0.005)
+    assert displacement_share(directions[:2], directions) == pytest.approx(1)
+    nothing = np.zeros((2, 20))
+    assert math.isnan(displacement_share(nothing, directions))
+    assert math.isnan(displacement_share(displacement, nothing))
 
 
 def world(rng, planted=0.0):
@@ -287,46 +212,32 @@ def test_permutation_p_value_counts_ties_and_finds_a_planted_direction(rng):
 
 
 def test_jackknife_of_a_mean_is_the_classical_interval(rng):
-    values = rng.standard_normal(8)
-    interval = jackknife_interval(lambda keep: values[keep].mean(), np.arange(8))
+    values, owner = rng.standard_normal(8), np.arange(8)
+    plain = jackknife_interval(lambda keep: values[keep].mean(), owner)
     low, high = stats.t.interval(0.95, 7, values.mean(), values.std(ddof=1) / math.sqrt(8))
-    assert interval == pytest.approx((values.mean(), low, high))
-
-
-def test_jackknife_ends_are_cut_to_what_the_statistic_can_be(rng):
-    values = rng.random(8) / 10
-    plain = jackknife_interval(lambda keep: values[keep].mean() - 0.04, np.arange(8))
-    cut = jackknife_interval(lambda keep: values[keep].mean() - 0.04, np.arange(8), support=(0, 1))
-    assert plain.low < 0 and cut == (plain.value, 0, plain.high)
-
-
-def test_jackknife_of_a_positive_statistic_is_that_of_its_logarithm(rng):
-    values = rng.standard_normal(8)
-    plain = jackknife_interval(lambda keep: values[keep].mean(), np.arange(8))
-    positive = jackknife_interval(lambda keep: math.exp(values[keep].mean()), np.arange(8), positive=True)
+    assert plain == pytest.approx((values.mean(), low, high))
+    # Of a positive statistic it is that of the logarithm; ends are cut to what the statistic can be.
+    positive = jackknife_interval(lambda keep: math.exp(values[keep].mean()), owner, positive=True)
     assert positive == pytest.approx(np.exp(plain))
+    cut = jackknife_interval(lambda keep: values[keep].mean(), owner, support=(plain.value, math.inf))
+    assert cut == (plain.value, plain.value, plain.high)
 
 
 @pytest.mark.parametrize("measure", [participation_ratio, anisotropy])
-def test_jackknife_covers_the_truth_where_a_bootstrap_would_not(measure):
-    """Tokens of one prompt are alike. Repeated prompts lower a rank and raise a mean cosine; left out ones hardly do."""
+def test_jackknife_covers_the_truth(measure):
+    """Tokens of one prompt are alike: the 95 % interval is over prompts."""
 
     def cloud(rng, prompts):
         x = np.repeat(rng.standard_normal((prompts, 10)), 8, axis=0) + rng.standard_normal((8 * prompts, 10))
         return (x + 0.7) / np.sqrt(np.arange(1, 11)), np.repeat(np.arange(prompts), 8)
 
-    truth, covered = measure(cloud(np.random.default_rng(0), 4000)[0]), {"jackknife": 0, "bootstrap": 0}
+    truth, covered = measure(cloud(np.random.default_rng(0), 4000)[0]), 0
     for seed in range(1, 101):
-        rng = np.random.default_rng(seed)
-        x, owner = cloud(rng, 16)
+        x, owner = cloud(np.random.default_rng(seed), 16)
         positive = measure is participation_ratio
         interval = jackknife_interval(lambda keep, x=x: measure(x[keep]), owner, positive=positive)
-        prompts = x.reshape(16, 8, 10)
-        resampled = [measure(prompts[rng.integers(0, 16, 16)].reshape(-1, 10)) for _ in range(60)]
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        covered["jackknife"] += interval.low <= truth <= interval.high
-        covered["bootstrap"] += low <= truth <= high
-    assert covered["jackknife"] >= 85 and covered["bootstrap"] < covered["jackknife"]
+        covered += interval.low <= truth <= interval.high
+    assert covered >= 85
 
 
 def test_jackknife_leaves_whole_units_out():

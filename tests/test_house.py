@@ -15,12 +15,8 @@ FLOORS = ("__main__", "run", "figures", "stages", "tasks", "llm", "data", "metho
 CELLAR = ("record", *sorted(path.stem for path in LIBRARY.glob("*.py") if not path.stem.startswith("__")))
 MODULES = sorted(LIBRARY.rglob("*.py"))
 # What the equations are made of; anything else would tie them to a model or a file.
-ARITHMETIC = {"numpy", "scipy", "torch", "ot", "sklearn", "skdim", "statsmodels"}
-
-
-def room(name: str) -> str:
-    """The room of a module, by its dotted name after `enigma.`."""
-    return name.split(".")[0]
+ARITHMETIC = {"numpy", "scipy", "torch", "ot", "sklearn", "skdim", "statsmodels", "math", "enigma"}
+PLAIN = {"__future__", "collections", "dataclasses", "functools", "itertools", "re", "typing", "warnings"}
 
 
 def imports(path: Path) -> set[str]:
@@ -29,24 +25,22 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names}
-                if node.module == "enigma"
-                else {node.module}
-            )
+        if isinstance(node, ast.ImportFrom) and node.module == "enigma":
+            found |= {f"enigma.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
     return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(LIBRARY).as_posix())
 def test_imports_only_go_down(path):
-    mine = room(path.relative_to(LIBRARY).with_suffix("").as_posix().replace("/", "."))
+    mine = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
     if mine == "__init__":
         return
     for name in imports(path):
         if not name.startswith("enigma."):
             continue
-        other = room(name.removeprefix("enigma."))
+        other = name.split(".")[1]
         if other in (mine, *CELLAR, "__version__"):
             continue
         assert mine not in CELLAR, f"{path.name} imports {name}, from a room"
@@ -55,11 +49,7 @@ def test_imports_only_go_down(path):
 
 @pytest.mark.parametrize("path", sorted((LIBRARY / "method").glob("*.py")), ids=lambda path: path.name)
 def test_equations_need_nothing_but_arithmetic(path):
-    standard = {
-        *("__future__", "collections", "dataclasses", "functools", "itertools", "math", "re"),
-        *("typing", "warnings"),
-    }
-    outside = {name.split(".")[0] for name in imports(path)} - ARITHMETIC - standard - {"enigma"}
+    outside = {name.split(".")[0] for name in imports(path)} - ARITHMETIC - PLAIN
     assert not outside
 
 
@@ -70,11 +60,8 @@ def test_no_file_is_long(path):
 
 def test_what_is_imported_late_is_there():
     """An import inside a function fails only where it is called."""
-    for path in [
-        *MODULES,
-        *(LIBRARY.parent / "benchmarks").glob("*.py"),
-        *(LIBRARY.parent / "scripts").glob("*.py"),
-    ]:
+    aside = [path for name in ("benchmarks", "scripts") for path in (LIBRARY.parent / name).glob("*.py")]
+    for path in (*MODULES, *aside):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("enigma."):
                 module = importlib.import_module(node.module)

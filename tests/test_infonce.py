@@ -24,46 +24,34 @@ def symmetric_infonce(scores, source):
 
 
 def by_hand(scores, source):
-    """Plain loops over floats, sharing nothing with the code under test."""
+    """Plain loops over floats, sharing nothing with the code under test. Siblings are never negatives."""
     n, k = len(scores), len(scores[0])
-    row = column = 0.0
-    for i in range(n):
-        own = source[i]
-        row -= math.log(math.exp(scores[i][own]) / sum(math.exp(scores[i][c]) for c in range(k)))
-        negatives = sum(math.exp(scores[j][own]) for j in range(n) if source[j] != own)
-        column -= math.log(math.exp(scores[i][own]) / (math.exp(scores[i][own]) + negatives))
-    return row / n, column / n
+    row = column = bound = 0.0
+    for i, own in enumerate(source):
+        e = [[math.exp(scores[j][own]) for j in range(n) if source[j] == c and j != i] for c in range(k)]
+        mine = math.exp(scores[i][own])
+        row -= math.log(mine / sum(map(math.exp, scores[i])))
+        column -= math.log(mine / (mine + sum(sum(group) for c, group in enumerate(e) if c != own)))
+        m = k * (source.count(own) - 1)
+        bound += math.log((1 + m) * mine / (mine + m * sum(sum(group) / len(group) for group in e) / k))
+    return row / n, column / n, bound / n
 
 
-def random_case(n_per=3, k=4, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
+def random_case(n_per=3, k=4):
+    generator = torch.Generator().manual_seed(0)
     source = torch.arange(k).repeat_interleave(n_per)
-    return torch.randn(n_per * k, k, generator=generator, dtype=dtype), source
+    return torch.randn(n_per * k, k, generator=generator, dtype=torch.float64), source
 
 
 def test_equals_plain_loops():
     scores, source = random_case()
     result = symmetric_infonce(scores, source)
-    row, column = by_hand(scores.tolist(), source.tolist())
+    row, column, bound = by_hand(scores.tolist(), source.tolist())
     assert result.row.item() == pytest.approx(row, rel=1e-12)
     assert result.column.item() == pytest.approx(column, rel=1e-12)
     assert result.loss.item() == pytest.approx((row + column) / 2, rel=1e-12)
     assert result.row_bound.item() == pytest.approx(math.log(4) - row, rel=1e-12)
-    assert result.column_bound.item() == pytest.approx(column_bound_by_hand(scores.tolist(), source.tolist()))
-
-
-def column_bound_by_hand(scores, source):
-    n, k = len(scores), len(scores[0])
-    total = 0.0
-    for i in range(n):
-        own, means = source[i], []
-        for c in range(k):
-            group = [math.exp(scores[j][own]) for j in range(n) if source[j] == c and j != i]
-            means.append(sum(group) / len(group))
-        m = k * (source.count(own) - 1)
-        e = math.exp(scores[i][own])
-        total += math.log((1 + m) * e / (e + m * sum(means) / k))
-    return total / n
+    assert result.column_bound.item() == pytest.approx(bound)
 
 
 def test_unequal_groups_and_no_siblings():
@@ -78,22 +66,16 @@ def test_one_completion_per_principle_is_the_reference_sami_loss():
     """Cross-entropies over rows and columns with the diagonal as target, as in arXiv 2404.14313."""
     scores, source = random_case(n_per=1)
     target = torch.arange(4)
-    rows = torch.nn.functional.cross_entropy(scores, target)
-    columns = torch.nn.functional.cross_entropy(scores.T, target)
-    assert symmetric_infonce(scores, source).loss.item() == pytest.approx(
-        ((rows + columns) / 2).item(), rel=1e-12
-    )
+    rows, columns = (torch.nn.functional.cross_entropy(matrix, target) for matrix in (scores, scores.T))
+    assert sami_loss(scores, source).item() == pytest.approx((rows + columns).item() / 2, rel=1e-12)
 
 
 def test_invariances():
     scores, source = random_case()
-    plain = symmetric_infonce(scores, source)
-    per_completion = torch.randn(12, 1, dtype=torch.float64)
-    per_principle = torch.randn(1, 4, dtype=torch.float64)
+    plain, per_completion = symmetric_infonce(scores, source), torch.randn(12, 1)
     assert symmetric_infonce(scores + per_completion, source).row.item() == pytest.approx(plain.row.item())
-    assert symmetric_infonce(scores + per_principle, source).column.item() == pytest.approx(
-        plain.column.item()
-    )
+    per_principle = symmetric_infonce(scores + torch.randn(1, 4), source)
+    assert per_principle.column.item() == pytest.approx(plain.column.item())
     # The metric's column critic forgets a completion's own length and fluency.
     pmi = symmetric_infonce(pointwise_mutual_information(scores), source)
     shifted = symmetric_infonce(pointwise_mutual_information(scores + per_completion), source)
@@ -104,28 +86,11 @@ def test_invariances():
     assert relabelled.loss.item() == pytest.approx(plain.loss.item())
 
 
-def test_siblings_are_never_negatives():
-    """A sibling's score may do what it likes: the column loss of the others of its group does not see it."""
-    scores, source = random_case()
-    changed = scores.clone()
-    changed[1, 0] += 5.0
-    before = by_hand(scores.tolist(), source.tolist())[1]
-    result = symmetric_infonce(changed, source)
-    own_before = -math.log(
-        math.exp(scores[1, 0]) / (math.exp(scores[1, 0]) + sum(torch.exp(scores[3:, 0])).item())
-    )
-    own_after = -math.log(
-        math.exp(changed[1, 0]) / (math.exp(changed[1, 0]) + sum(torch.exp(scores[3:, 0])).item())
-    )
-    assert result.column.item() - before == pytest.approx((own_after - own_before) / 12)
-
-
 def test_gradient_and_precision():
     scores, source = random_case()
     scores.requires_grad_()
     assert torch.autograd.gradcheck(lambda s: symmetric_infonce(s, source).loss, scores)
-    half = random_case(dtype=torch.float64)[0].bfloat16()
-    assert symmetric_infonce(half, source).loss.dtype == torch.float32
+    assert symmetric_infonce(scores.bfloat16(), source).loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -133,7 +98,6 @@ def test_gradient_and_precision():
     [
         (torch.zeros(4, 1), torch.zeros(4, dtype=torch.long), "K=1"),
         (torch.tensor([[0.0, float("nan")], [0.0, 0.0]]), torch.tensor([0, 1]), "NaN or infinite"),
-        (torch.tensor([[0.0, float("inf")], [0.0, 0.0]]), torch.tensor([0, 1]), "NaN or infinite"),
         (torch.zeros(2, 2), torch.tensor([0, 2]), "lie in \\[0, 2\\)"),
         (torch.zeros(2, 2), torch.tensor([-1, 1]), "from -1 to 1"),
         (torch.zeros(3, 3), torch.tensor([0, 1, 1]), "empty group.*principle 2"),
@@ -149,10 +113,11 @@ def test_bad_input(scores, source, message):
 # A categorical "language model": p(y|c) over a small alphabet, so that I(Y;C) is a finite sum.
 
 
-def channel(k, sharpness, letters=12, seed=0):
+def channel(k, sharpness):
     """(K, letters) conditional distributions; `sharpness` 0 ignores the principle, large ones give it away."""
+    letters = 3 * k
     own = np.arange(letters) % k == np.arange(k)[:, None]
-    base = np.random.default_rng(seed).dirichlet(np.full(letters, 5.0))
+    base = np.random.default_rng(0).dirichlet(np.full(letters, 5.0))
     p = base * np.exp(sharpness * own)
     return p / p.sum(1, keepdims=True)
 
@@ -176,10 +141,9 @@ def bounds(p, n_per, repeats, seed):
     return values.mean(0), values.std(0, ddof=1) / math.sqrt(repeats)
 
 
-@pytest.mark.parametrize("k", [2, 4, 8])
-@pytest.mark.parametrize("sharpness", [0.05, 1.5, 6.0])
+@pytest.mark.parametrize(("k", "sharpness"), [(2, 0.05), (2, 6.0), (4, 1.5), (8, 0.05), (8, 6.0)])
 def test_row_bound_is_tight_and_column_bound_stays_below(k, sharpness):
-    p = channel(k, sharpness, letters=3 * k)
+    p = channel(k, sharpness)
     truth = information(p)
     few, few_error = bounds(p, 2, 600, seed=1)
     many, many_error = bounds(p, 16, 200, seed=2)

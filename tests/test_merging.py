@@ -27,26 +27,17 @@ NAMES = ["t0", "t1"]
 def policy(toy_model):
     """Two adapters with random A and B, of different alpha, on a tiny model."""
     torch.manual_seed(0)
-    model = toy_model().eval()
-    made = None
-    for name, alpha in zip(NAMES, (8, 16), strict=True):
-        config = LoraConfig(
-            r=4, lora_alpha=alpha, target_modules=["q_proj", "v_proj"], init_lora_weights=False
-        )
-        if made is None:
-            made = get_peft_model(model, config, adapter_name=name)
-        else:
-            made.add_adapter(name, config)
+    same = dict(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    made = get_peft_model(toy_model().eval(), LoraConfig(lora_alpha=8, **same), adapter_name="t0")
+    made.add_adapter("t1", LoraConfig(lora_alpha=16, **same))
     return made.requires_grad_(False)
 
 
 def deltas(model):
-    """{layer number: (B A alpha / r of each adapter)}, by hand."""
+    """Of each layer B A alpha / r of each adapter, by hand."""
+    scales = {"t0": 8 / 4, "t1": 16 / 4}
     return [
-        [
-            (8, 16)[t] / 4 * layer.lora_B[name].weight @ layer.lora_A[name].weight
-            for t, name in enumerate(NAMES)
-        ]
+        [scales[name] * layer.lora_B[name].weight @ layer.lora_A[name].weight for name in NAMES]
         for layer in adapted(model)
     ]
 
@@ -94,11 +85,8 @@ def test_sharpness_aware_descent_takes_the_gradient_uphill():
 def test_distillation_gives_a_single_teacher_all_the_weight(policy):
     model = policy
     texts = [(PROMPTS, SAID), (PROMPTS, SAID)]
-
-    def only_first(weights, step):
-        return multi_teacher_loss(model, NAMES[:1], texts[:1], 2)(weights[:1], step)
-
     half = torch.full((1, len(adapted(model))), 0.5)
+    only_first = multi_teacher_loss(model, NAMES[:1], texts[:1], 2)
     found, curve = sharpness_aware(half, only_first, 60, rate=0.05)
     assert curve[-1] < 0.05 * curve[0]
     # One matrix may make up for another.

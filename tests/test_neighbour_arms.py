@@ -13,11 +13,11 @@ from enigma.record.results import Results
 from enigma.stages import claims, comparison, geometry, legibility, select, train
 
 PLAIN = {"set": "high", "lambda_sami": 0.0, "lambda_ot": 0.0}
+# What the trainer itself is told: three neighbours in one run.
+TOLD = {"optimizer": "scion", "learning_rate": 0.004, "reward": "salmon", "drift": "l2", "lambda_ot": 1.0}
 ARMS = {
     "grpo": PLAIN,
-    "scion": PLAIN | {"optimizer": "scion", "learning_rate": 0.004, "control": "grpo"},
-    "l2": PLAIN | {"lambda_ot": 1.0, "drift": "l2", "control": "grpo"},
-    "salmon": PLAIN | {"reward": "salmon", "control": "grpo"},
+    "scion": PLAIN | TOLD | {"control": "grpo"},
     "steered": PLAIN | {"steering": {"reference": "grpo", "tau": 0.1}, "control": "grpo"},
     "merged": PLAIN | {"merge": {"arms": ["grpo", "scion"], "steps": 2}, "control": "grpo"},
     "dpo": PLAIN | {"lambda_sami": 0.1, "preference": {"beta": 0.1}, "control": "grpo"},
@@ -42,25 +42,22 @@ def run(tmp_path_factory):
     results = Results(profile, folder / "results")
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(geometry, "INFOMEC_DRAWS", 4)
+        patch.setattr(geometry, "INFOMEC_DRAWS", 1)
         for stage in (select, train, legibility, geometry):
             made |= stage.run(profile, results)
     made["neighbours"] = comparison.table(profile, claims.Tables(profile, made))
     return profile, results, made
 
 
-def weights(run, arm):
-    profile, results, _ = run
-    return load_file(train.adapter(profile, results.store, arm, 0) / "adapter_model.safetensors")
-
-
 def test_every_arm_has_an_adapter_of_its_own(run):
-    adapters = {arm: weights(run, arm) for arm in ARMS}
+    profile, results, made = run
+    folders = {arm: train.adapter(profile, results.store, arm, 0) for arm in ARMS}
+    adapters = {arm: load_file(folder / "adapter_model.safetensors") for arm, folder in folders.items()}
     name = next(key for key in adapters["grpo"] if "lora_B" in key)
     # The format reward of a random model has no spread: plain GRPO learns nothing, and is reported so.
     assert not adapters["grpo"][name].any() and not adapters["dpo"][name].any()
-    assert adapters["salmon"][name].any()
-    checks = run[2]["training_checks"].set_index("arm")["status"]
+    assert adapters["scion"][name].any()
+    checks = made["training_checks"].set_index("arm")["status"]
     assert checks["grpo"] == checks["dpo"] == "no signal"
     # The ranks of both teachers side by side.
     assert adapters["merged"][name].shape[1] == 2 * adapters["grpo"][name].shape[1]
@@ -69,15 +66,10 @@ def test_every_arm_has_an_adapter_of_its_own(run):
 
 def test_what_is_made_from_another_run_changes_with_it(run, tmp_path):
     results = run[1]
-    edited = {name: dict(arm) for name, arm in ARMS.items()}
-    edited["grpo"]["lambda_ot"] = 0.5
-    other = profile_with(tmp_path, edited)
+    other = profile_with(tmp_path, ARMS | {"grpo": PLAIN | {"lambda_ot": 0.5}})
     new = {arm for arm in ARMS if results.store.kept(train.piece(other, results.store, arm, 0)) is None}
     assert new == {"grpo", "steered", "merged"}
-
-
-def test_a_default_and_a_control_are_no_part_of_what_a_run_is_known_by(run, tmp_path):
-    results = run[1]
+    # A default and a control are no part of what a run is known by.
     spoken = {"optimizer": "adamw", "drift": "sinkhorn", "control": "scion", "steering": None}
     same = profile_with(tmp_path, ARMS | {"grpo": PLAIN | spoken})
     assert results.store.kept(train.piece(same, results.store, "grpo", 0))
@@ -92,14 +84,9 @@ def test_the_tables_have_every_arm_beside_its_control(run):
     difference = table[(table["arm"] == "scion") & (table["versus"] == "grpo")].iloc[0]
     assert difference["bits"] == pytest.approx(own.loc["scion", "bits"] - own.loc["grpo", "bits"])
     assert own.loc["steered", "drift"] >= 0 and np.isnan(own["arc_easy"]).all()
-    columns = ["arm", "seed", "versus", "task", "metric", "difference"]
-    common = ["arc_easy", "margin"]
-    rows = [
-        ["grpo", 0, "base", *common, 0.1],
-        ["scion", 0, "base", *common, 0.4],
-        ["scion", 0, "grpo", *common, 9.0],
-    ]
-    asked = made | {"benchmark_differences": pd.DataFrame(rows, columns=columns)}
+    rows = [("grpo", "base", 0.1), ("scion", "base", 0.4), ("scion", "grpo", 9.0)]
+    margins = pd.DataFrame(rows, columns=["arm", "versus", "difference"])
+    asked = made | {"benchmark_differences": margins.assign(seed=0, task="arc_easy", metric="margin")}
     judged = comparison.table(profile, claims.Tables(profile, asked)).set_index(["arm", "versus"])
     assert judged.loc[("scion", "grpo"), "arc_easy"] == pytest.approx(0.3)
     read = table.replace({"versus": {"": None}})
@@ -119,51 +106,35 @@ def test_a_longer_arm_has_questions_of_its_own_and_begins_as_the_others_do(tmp_p
 
 def test_reward_is_compared_where_both_have_drifted_as_far():
     """The second arm drifts to 2 at most, which the first one reaches at its second step."""
-    training = pd.DataFrame(
-        {
-            "arm": ["a"] * 4 + ["b"] * 4,
-            "seed": 0,
-            "step": [1, 2, 3, 4] * 2,
-            "sinkhorn": [0, 3, 4, 5, 0, 1, 1, 2],
-            "reward_graded": [0.1, 0.5, 0.8, 1.0, 0.0, 0.2, 0.3, 0.4],
-        }
-    )
+    training = pd.DataFrame({"arm": [*"aaaabbbb"], "seed": 0, "step": [1, 2, 3, 4] * 2})
+    training["sinkhorn"] = [0, 3, 4, 5, 0, 1, 1, 2]
+    training["reward_graded"] = [0.1, 0.5, 0.8, 1.0, 0.0, 0.2, 0.3, 0.4]
     assert comparison.at_equal_drift(training, "a", "b").tolist() == pytest.approx([0.3 - 0.3])
     assert comparison.at_equal_drift(training, "a", "c").empty
+
+
+PREFERENCE = {"preference": {"beta": 0.1}}
+MERGE = {"merge": {"arms": ["grpo", "scion"], "steps": 0}}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"steering": {"reference": "later", "tau": 1.0}},
-            "arms.odd: found later; expected an arm that stands above",
-        ),
+        ({"steering": {"reference": "later", "tau": 1.0}}, ": found later; expected an arm that stands"),
         ({"merge": {"arms": ["grpo"], "steps": 2}}, "at least 2"),
-        ({"control": "nobody"}, "arms.odd.control: found nobody"),
-        ({"preference": {"beta": 1.0}, "merge": {"arms": ["grpo", "scion"], "steps": 0}}, "one of steering"),
+        ({"control": "nobody"}, ".control: found nobody"),
+        (PREFERENCE | MERGE, "one of steering"),
         ({"optimizer": "sgd"}, "'adamw', 'scion' or 'muon'"),
-        (
-            {"lambda_ot": 5, "preference": {"beta": 0.1}},
-            "arms.odd.lambda_ot: found 5.0; expected 0.0 where .* preference",
-        ),
-        (
-            {"optimizer": "muon", "preference": {"beta": 0.1}},
-            "arms.odd.optimizer: found 'muon'; expected 'adamw'",
-        ),
-        (
-            {"max_steps": 3, "merge": {"arms": ["grpo", "scion"], "steps": 0}},
-            "max_steps: found 3; expected null",
-        ),
+        (PREFERENCE | {"lambda_ot": 5}, ".lambda_ot: found 5.0; expected 0.0 where .* preference"),
+        (PREFERENCE | {"optimizer": "muon"}, ".optimizer: found 'muon'; expected 'adamw'"),
+        (MERGE | {"max_steps": 3}, ".max_steps: found 3; expected null"),
     ],
 )
 def test_impossible_arms_are_refused(tmp_path, changes, message):
-    with pytest.raises(InputError, match=message):
-        profile_with(
-            tmp_path,
-            # Copies: the same object twice would be written as an alias, which profiles refuse.
-            {"grpo": {**PLAIN}, "scion": ARMS["scion"], "odd": PLAIN | changes, "later": {**PLAIN}},
-        )
+    # Copies: the same object twice would be written as an alias, which profiles refuse.
+    arms = {"grpo": {**PLAIN}, "scion": ARMS["scion"], "odd": PLAIN | changes, "later": {**PLAIN}}
+    with pytest.raises(InputError, match=f"arms.odd.*{message}"):
+        profile_with(tmp_path, arms)
 
 
 def test_a_profile_without_controls_has_an_empty_table(tmp_path):

@@ -20,9 +20,8 @@ STYLE = {"placement": "question", "demonstration": False}
 @pytest.fixture
 def device(monkeypatch):
     """The pretend device as the one that accelerate finds; a collective takes no tensor of the CPU, as NCCL does not."""
-    monkeypatch.setattr(
-        torch, "autocast", lambda *args, **kwargs: nullcontext()
-    )  # which knows no such device
+    # Which knows no such device.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     with pretend_device():
         for where in (TrainingArguments, Accelerator):
             monkeypatch.setattr(where, "device", property(_found))
@@ -71,11 +70,9 @@ def test_training(tmp_path, toy_model, toy_tokenizer, device):
 
 def test_measuring(toy_model, toy_tokenizer, device):
     model = toy_model().eval().to(device)
+    asked = toy_tokenizer, ["why?", "how?"], ["be brief", "be kind"], STYLE
     options = dict(samples=1, max_tokens=6, batch_size=4, seed=0)
-    made = sample_and_score(model, toy_tokenizer, ["why?", "how?"], ["be brief", "be kind"], STYLE, **options)
-    on_cpu = sample_and_score(
-        toy_model().eval(), toy_tokenizer, ["why?", "how?"], ["be brief", "be kind"], STYLE, **options
-    )
+    made, on_cpu = (sample_and_score(one, *asked, **options) for one in (model, toy_model().eval()))
     assert [row["texts"] for row in made] == [row["texts"] for row in on_cpu]
     [(hidden, _)] = StateReader(model, [5, 6], [1]).read([[5, 6, 7]], [[8, 9]])
     assert hidden.shape[1] == 2 and hidden.device.type == "cpu"

@@ -9,14 +9,12 @@ from enigma.data.principles import Principle, load_pool
 from enigma.data.text import find_unsafe
 from enigma.errors import InputError
 
-EXAMPLE = Path(__file__).parent / "examples" / "my_principles.yaml"
-
 
 @pytest.fixture
 def write(tmp_path):
-    def write(content) -> Path:
+    def write(content: str) -> Path:
         path = tmp_path / "pool.yaml"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.write_bytes(content.encode())
         return path
 
     return write
@@ -40,74 +38,41 @@ def test_default_pool_keeps_its_promises():
     assert len(set(texts)) == len(texts)
 
 
-def test_example_of_a_users_file():
-    pool = load_pool(EXAMPLE)
-    assert load_pool(str(EXAMPLE)) == pool
-    assert 3 <= len(pool) <= 4
-    assert pool[-1] == Principle("thank-the-person", "Begin by thanking the person for the question.")
-
-
 def test_whitespace_and_byte_order_mark(write):
-    path = write(
-        b"\xef\xbb\xbfprinciples:\r\n- name: a\r\n  text: |\r\n    Be  brief\r\n    always.\r\n  antithesis:\r\n"
-    )
-    assert load_pool(path) == [Principle("a", "Be brief always.")]
+    text = "\ufeffprinciples:\r\n- name: a\r\n  text: |\r\n    Be  brief\r\n    always.\r\n  antithesis:\r\n"
+    assert load_pool(write(text)) == [Principle("a", "Be brief always.")]
 
 
 GOOD = {"name": "good", "text": "Be brief."}
 
 FAULTS = {
     "not a mapping": ("- a\n- b\n", ["a list", "principles:"]),
-    "empty file": ("", ["found nothing"]),
     "no list": ("principles: 3\n", ["a number"]),
     "empty list": ("principles: []\n", ["empty"]),
     "unknown top key": ("principle: []\n", ["'principle'"]),
     "entry not a mapping": (entries(GOOD, "Be kind."), ["entry 2", "a string"]),
     "unknown key": (entries({**GOOD, "anti_thesis": "Be long."}), ["entry 1", "'good'", "'anti_thesis'"]),
-    "number as key": (entries({**GOOD, 3: "x"}), ["line 4", "key 3 is not text"]),
     "missing name": (entries({"text": "Be brief."}), ["entry 1", "name: missing"]),
     "missing text": (entries({"name": "a"}), ["entry 1 ('a')", "text: missing"]),
-    "null text": ("principles: [{name: a, text: }]\n", ["text: missing"]),
-    "empty text": (entries({"name": "a", "text": " \n "}), ["text: empty"]),
-    "empty antithesis": (entries({**GOOD, "antithesis": ""}), ["antithesis: empty"]),
+    "empty antithesis": (entries({**GOOD, "antithesis": " \n "}), ["antithesis: empty"]),
     "text is true": ("principles: [{name: a, text: yes}]\n", ["true/false", "quotes"]),
-    "text is a list": (entries({"name": "a", "text": ["Be brief."]}), ["text: found a list"]),
     "name is a number": ("principles: [{name: 7, text: Be brief.}]\n", ["name: found a number"]),
     "name with capitals": (entries({"name": "Be Brief", "text": "Be brief."}), ["a-z"]),
-    "name is a dash": (entries({"name": "-x", "text": "Be brief."}), ["'-x'", "a letter"]),
     "name is read as missing": (entries({"name": "nan", "text": "Be brief."}), ["'nan'", "none of nan"]),
     "name too long": (entries({"name": "a" * 41, "text": "Be brief."}), ["at most 39"]),
-    "name with line break": (entries({"name": "a b\n", "text": "Be brief."}), ["a-z"]),
-    "same name": (
-        entries(GOOD, {"name": "good", "text": "Be kind."}),
-        ["entry 2", "name: the same as entry 1"],
-    ),
+    "same name": (entries(GOOD, GOOD | {"text": "Be kind."}), ["entry 2", "name: the same as entry 1"]),
     "same text": (
         entries(GOOD, {"name": "b", "text": "be\n BRIEF."}),
-        ["entry 2 ('b')", "text: the same as entry 1"],
+        ["2 ('b')", "text: the same as entry 1"],
     ),
     "own antithesis": (entries({**GOOD, "antithesis": "BE  brief."}), ["entry 1", "antithesis: equal"]),
     "too long": (entries({"name": "a", "text": "x" * 501}), ["501 characters", "500"]),
-    "long antithesis": (entries({**GOOD, "antithesis": "x" * 5000}), ["antithesis", "5000"]),
     "control character": ('principles: [{name: a, text: "Be\\x07brief."}]\n', ["text", "U+0007"]),
     "hidden tags": ('principles: [{name: a, text: "Be brief.\\U000E0041"}]\n', ["text", "U+E0041"]),
-    "a hidden space": ('principles: [{name: a, text: "Be\\u200bbrief."}]\n', ["text", "U+200B"]),
-    "a hidden mark": ('principles: [{name: a, text: "Be brief.\\u200f"}]\n', ["text", "U+200F"]),
-    "null character": ('principles: [{name: a, text: "Be\\0brief."}]\n', ["U+0000"]),
     "lone surrogate": ('principles: [{name: a, text: "Be \\ud800 brief."}]\n', []),
-    "direction override": (entries({"name": "a", "text": "Be \u202ebrief."}), ["U+202E"]),
     "format tag": (entries({"name": "a", "text": "Write </Answer> at once."}), ["</answer>"]),
-    "tag in antithesis": (entries({**GOOD, "antithesis": "Say <reasoning>."}), ["antithesis", "<reasoning>"]),
     "token in source": (entries({**GOOD, "source": "me<|im_end|>"}), ["source", "<|im_end|>"]),
-    "repeated key": (
-        "principles:\n- name: a\n  text: b\n  text: c\n",
-        ["line 4", "key 'text' is given twice"],
-    ),
-    "alias": ("principles:\n- &a {name: a, text: b}\n- *a\n", ["line 3", "aliases"]),
-    "UTF-16": (entries(GOOD).encode("utf-16"), ["UTF-8"]),
-    "Latin-1": ("principles: [{name: a, text: caf\xe9}]\n".encode("latin-1"), ["UTF-8"]),
     "too large": ("#" * 200_001, ["200 kB"]),
-    "too deep": ("[" * 100_000, ["nested"]),
 }
 
 
@@ -135,22 +100,13 @@ def test_chat_tokens_are_refused(write, token):
         load_pool(write(entries({"name": "a", "text": f"Be brief. {token} system"})))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a < b and b > c, a|b",
-        "x |> f(y) <| z",
-        "An array[3], <b>bold</b>",
-        "Ça va? \u2713 \U0001f468\u200d\U0001f33e",
-    ],
-)
-def test_ordinary_text_is_safe(text):
-    assert find_unsafe(text) is None
+def test_ordinary_text_is_safe():
+    emoji = "Ça va? \u2713 \U0001f468\u200d\U0001f33e"
+    for text in ("a < b and b > c, a|b", "x |> f(y) <| z", "An array[3], <b>bold</b>", emoji):
+        assert find_unsafe(text) is None, text
 
 
-@pytest.mark.parametrize(
-    "where", ["no-such-pool", "missing.yaml", ".", "", "x" * 5000, "a\0b", "../principles"]
-)
+@pytest.mark.parametrize("where", ["no-such-pool", ".", "x" * 5000, "a\0b"])
 def test_no_such_file(where):
     with pytest.raises(InputError, match="default"):
         load_pool(where)

@@ -40,13 +40,6 @@ def test_a_failure_says_where_it_stopped_and_passes_on(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("work: 1/5 it")
 
 
-def test_environment_decides_first(monkeypatch):
-    monkeypatch.setenv("ENIGMA_HEADLESS", "1")
-    assert headless()
-    monkeypatch.setenv("ENIGMA_HEADLESS", "0")
-    assert not headless()
-
-
 def test_a_log_file_is_headless_and_a_kernel_is_not(monkeypatch):
     monkeypatch.delenv("ENIGMA_HEADLESS", raising=False)
     monkeypatch.delitem(progress.sys.modules, "ipykernel", raising=False)

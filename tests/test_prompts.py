@@ -3,8 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from enigma.data.principles import load_pool
 from enigma.data.questions import load_questions
@@ -21,31 +19,15 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 REJECTS_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    + CHATML
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 )
 DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
 
 
-def tokenizer(template=CHATML):
-    """Byte-level, without merges: any text survives, and the markers are single tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|im_end|>",
-        pad_token="<odd_pad>",
-        additional_special_tokens=["<|im_start|>"],
-    )
-    made.chat_template = template
-    return made
-
-
-def contents(placement, demonstration=True, principle=PRINCIPLE):
-    built = prompts.messages(QUESTION, principle, placement, demonstration)
-    return [m["role"] for m in built], [m["content"] for m in built]
+@pytest.fixture(scope="module")
+def tokenizer():
+    """The embedded model's, which is a byte-level one: any text survives, and the markers are single tokens."""
+    return load_tokenizer(SimpleNamespace(source="embedded", revision=None))
 
 
 @pytest.mark.parametrize(
@@ -53,15 +35,14 @@ def contents(placement, demonstration=True, principle=PRINCIPLE):
 )
 @pytest.mark.parametrize("demonstration", [True, False])
 def test_placement(placement, in_system, in_user, demonstration):
-    roles, texts = contents(placement, demonstration)
+    built = prompts.messages(QUESTION, PRINCIPLE, placement, demonstration)
+    texts = [message["content"] for message in built]
+    roles = [message["role"] for message in built]
     assert roles == ["system", *(["user", "assistant"] if demonstration else []), "user"]
     assert texts[0].startswith(prompts.FORMAT_INSTRUCTION)
     assert texts[-1].startswith(f"Question: {QUESTION}")
-    assert [text.count(PRINCIPLE) for text in texts] == [
-        in_system,
-        *([0, 0] if demonstration else []),
-        in_user,
-    ]
+    expected = [in_system, *([0, 0] if demonstration else []), in_user]
+    assert [text.count(PRINCIPLE) for text in texts] == expected
 
 
 def test_without_a_principle_placement_changes_nothing():
@@ -97,39 +78,37 @@ def test_fold_system():
 
 
 @pytest.mark.parametrize("placement", prompts.PLACEMENTS)
-def test_encode_is_the_chat_template(placement):
-    made, built = tokenizer(), prompts.messages(QUESTION, PRINCIPLE, placement)
-    ids = prompts.encode(made, built)
-    assert ids == made.apply_chat_template(built, add_generation_prompt=True, return_dict=False)
+def test_encode_is_the_chat_template(placement, tokenizer):
+    built = prompts.messages(QUESTION, PRINCIPLE, placement)
+    ids = prompts.encode(tokenizer, built)
+    assert ids == tokenizer.apply_chat_template(built, add_generation_prompt=True, return_dict=False)
     assert all(type(token) is int for token in ids)
-    start = made.convert_tokens_to_ids("<|im_start|>")
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert ids.count(start) == len(built) + 1, "one marker a turn and one for the completion"
-    assert made.decode(ids).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("template", [REJECTS_SYSTEM, DROPS_SYSTEM], ids=["rejects", "drops"])
-def test_encode_folds_where_there_is_no_system_role(template):
-    made, built = tokenizer(template), prompts.messages(QUESTION, PRINCIPLE, "restated")
-    text = made.decode(prompts.encode(made, built))
+def test_encode_folds_where_there_is_no_system_role(template, tokenizer, monkeypatch):
+    built = prompts.messages(QUESTION, PRINCIPLE, "restated")
+    assert prompts.fit_template(tokenizer, built) == built
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    text = tokenizer.decode(prompts.encode(tokenizer, built))
     assert text.count(PRINCIPLE) == 2 and text.count(prompts.FORMAT_INSTRUCTION) == 1
-    assert prompts.fit_template(made, built) == prompts.fold_system(built)
-    assert prompts.fit_template(tokenizer(), built) == built
+    assert prompts.fit_template(tokenizer, built) == prompts.fold_system(built)
 
 
-def test_the_embedded_tokenizer_sees_every_question_and_principle_as_plain_text():
-    made = load_tokenizer(
-        SimpleNamespace(source="embedded", dtype="float32", id=None, revision=None, config=None)
-    )
+def test_the_embedded_tokenizer_sees_every_question_and_principle_as_plain_text(tokenizer):
     pool = load_pool("default")
-    markers = set(made.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
+    markers = set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
     for role, count in ROLES.items():
         for i, question in enumerate(load_questions(BUILT_IN, role, count, 0)):
             principle = pool[i % len(pool)].text
-            ids = prompts.encode(made, prompts.messages(question, principle))
-            assert f"Question: {question}\n\nFollow this principle: {principle}<|im_end|>" in made.decode(ids)
-            assert sum(token in markers for token in ids) == 9, (
-                "two markers for each of four turns, one to go on"
-            )
+            ids = prompts.encode(tokenizer, prompts.messages(question, principle))
+            said = f"Question: {question}\n\nFollow this principle: {principle}<|im_end|>"
+            assert said in tokenizer.decode(ids)
+            # Two markers for each of four turns, and one to go on.
+            assert sum(token in markers for token in ids) == 9
             assert len(ids) < 180
     with pytest.raises(InputError, match="special token '<repo_name>'"):
-        prompts.encode(made, prompts.messages("What is <repo_name> for?"))
+        prompts.encode(tokenizer, prompts.messages("What is <repo_name> for?"))

@@ -26,32 +26,28 @@ TEXTS = {
 SMOKE = yaml.safe_load(TEXTS["smoke"].replace("3e-4", "0.0003"))
 MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-# Whatever YAML and JSON can hold, and text in their own letters.
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=20),
-    st.dates(),
-    st.binary(max_size=5),
-)
-anything = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3),
-    max_leaves=8,
-)
-jsonable = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
+
+def nested(leaves, keys):
+    """Lists and dictionaries of these leaves, one in the other."""
+    return st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+        max_leaves=8,
+    )
+
+
+# Whatever JSON and YAML can hold, and text in their own letters.
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+jsonable = nested(plain, st.text(max_size=8))
+scalars = plain | st.dates() | st.binary(max_size=5)
+anything = nested(scalars, scalars)
 MARKS = [
     *("!!int ", "!!bool ", "!!timestamp ", "!!map ", "!!binary ", "!!float ", "''", "[", "]", "{"),
     *("}", "&a ", "*a", "<<", ": ", "\n", "- ", "|", "2024-13-45", "name", "principles", '"\\ud800"'),
     *('"question"', ",", "~", "0o9", "\u202e", "\x00"),
 ]
 lettered = st.lists(st.sampled_from(MARKS), max_size=8).map("".join)
+garbled = st.binary(max_size=200) | lettered
 
 
 @pytest.fixture
@@ -86,7 +82,7 @@ def paths(value, prefix=()):
 
 
 @MANY
-@given(st.one_of(st.binary(max_size=200), lettered, anything.map(lambda value: yaml.dump(value))))
+@given(garbled | anything.map(lambda value: yaml.dump(value)))
 def test_any_file_as_a_profile(file, content):
     assert read_or_refused(load_profile, file(content)) is None
 
@@ -104,38 +100,20 @@ def test_any_value_anywhere_in_a_profile(file, place, value):
 
 
 @MANY
-@given(st.sampled_from(sorted(TEXTS)), st.integers(0, 3000), st.integers(0, 40), st.text(max_size=10))
-def test_a_profile_with_a_piece_replaced(file, name, start, length, piece):
-    text = TEXTS[name][:start] + piece + TEXTS[name][start + length :]
-    loaded = read_or_refused(load_profile, file(text))
-    assert loaded is None or isinstance(loaded, Profile)
-
-
-@MANY
-@given(
-    st.one_of(st.binary(max_size=200), lettered, anything.map(lambda value: yaml.dump({"principles": value})))
-)
+@given(garbled | anything.map(lambda value: yaml.dump({"principles": value})))
 def test_any_file_as_principles(file, content):
     for principle in read_or_refused(load_pool, file(content)) or []:
         assert isinstance(principle, Principle) and find_unsafe(principle.text) is None
 
 
-@MANY
-@given(
-    st.one_of(
-        st.binary(max_size=200),
-        lettered,
-        st.lists(
-            st.one_of(
-                jsonable,
-                st.fixed_dictionaries(
-                    {"question": st.text()}, optional={"role": st.sampled_from([*ROLES, "test", None])}
-                ),
-            ).map(json.dumps),
-            max_size=4,
-        ).map("\n".join),
-    )
+asked = st.fixed_dictionaries(
+    {"question": st.text()}, optional={"role": st.sampled_from([*ROLES, "test", None])}
 )
+lines = st.lists((jsonable | asked).map(json.dumps), max_size=4).map("\n".join)
+
+
+@MANY
+@given(garbled | lines)
 def test_any_file_as_questions(file, content):
     spec = SimpleNamespace(source="jsonl", path=str(file(content)))
     questions = read_or_refused(lambda _: load_questions(spec, "train", 3, 0), spec.path)
@@ -147,9 +125,7 @@ def test_any_file_as_questions(file, content):
 @MANY
 @given(
     st.sampled_from([("gpqa_main_zeroshot", "x.csv"), ("gsm8k", "x.jsonl"), ("truthfulqa_mc1", "x.jsonl")]),
-    st.one_of(
-        st.binary(max_size=100), st.text(max_size=100), st.lists(jsonable.map(json.dumps)).map("\n".join)
-    ),
+    st.binary(max_size=100) | st.text(max_size=100) | lines,
 )
 def test_any_file_as_evaluation_data(file, task, content):
     read_or_refused(lambda path: list(read_rows(path, task[0])), file(content, task[1]))
@@ -175,17 +151,13 @@ def test_a_profile_written_and_read_is_equal(name, file):
     st.text(st.characters(codec="utf-8"), min_size=1),
 )
 def test_a_profile_with_any_numbers_and_description_survives(file, steps, rate, weight, seed, description):
-    data = copy.deepcopy(SMOKE)
+    data = copy.deepcopy(SMOKE) | {"description": description}
     data["trainer"] |= {"max_steps": steps, "learning_rate": rate}
-    data["arms"]["grpo"]["lambda_ot"] = weight
-    data["seeds"]["data"], data["description"] = seed, description
+    data["arms"]["grpo"]["lambda_ot"], data["seeds"]["data"] = weight, seed
     profile = load_profile(file(yaml.safe_dump(data)))
     assert (profile.trainer.max_steps, profile.trainer.learning_rate) == (steps, rate)
-    assert (profile.arms["grpo"].lambda_ot, profile.seeds.data, profile.description) == (
-        weight,
-        seed,
-        description,
-    )
+    found = profile.arms["grpo"].lambda_ot, profile.seeds.data, profile.description
+    assert found == (weight, seed, description)
     assert load_profile(file(yaml.safe_dump(profile.model_dump()))).model_dump() == profile.model_dump()
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -29,8 +30,8 @@ def write(tmp_path):
     def write(content) -> SimpleNamespace:
         path = tmp_path / "questions.jsonl"
         if isinstance(content, list):
-            content = "\n".join(json.dumps(line) for line in content)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            content = "\n".join(map(json.dumps, content)).encode()
+        path.write_bytes(content)
         return spec("jsonl", path=str(path))
 
     return write
@@ -55,27 +56,18 @@ def test_built_in_set_keeps_its_promises():
         assert find_unsafe(line["question"]) is None
 
 
-def strings(value):
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from strings(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from strings(item)
-
-
 def bare(text):
     """Words alone: a copied question is found whatever its punctuation."""
     return " " + " ".join(re.findall(r"[^\W_]+", normalise(text))) + " "
 
 
+def record(line):
+    """A line of JSON as plain text, its escapes as blanks."""
+    return re.sub(r"\\.", " ", json.dumps(json.loads(line), ensure_ascii=False))
+
+
 def assert_absent(path):
-    whole = "\n".join(
-        bare(text) for line in path.read_text("utf-8").splitlines() for text in strings(json.loads(line))
-    )
+    whole = "\n".join(bare(record(line)) for line in path.read_text("utf-8").splitlines())
     assert len(whole) > 1000, f"{path}: nothing to compare with"
     copied = [line["question"] for line in LINES if bare(line["question"]) in whole]
     assert not copied, f"{path} holds {copied}"
@@ -90,9 +82,7 @@ def test_no_question_occurs_in_the_evaluation_items():
 
 @pytest.mark.parametrize("file", ["truthfulqa/multiple_choice.jsonl", "gsm8k/test.jsonl"])
 def test_no_question_occurs_in_public_evaluation_sets(file):
-    if not os.environ.get("ENIGMA_DATA"):
-        pytest.skip("ENIGMA_DATA names no folder of evaluation data")
-    path = Path(os.environ["ENIGMA_DATA"]) / file
+    path = Path(os.environ.get("ENIGMA_DATA") or "nowhere") / file
     if not path.is_file():
         pytest.skip(f"ENIGMA_DATA holds no {file}")
     assert_absent(path)
@@ -124,14 +114,13 @@ def test_training_repeats_in_shuffled_epochs():
     assert first != second and len(set(rest)) == len(rest)
 
 
-@pytest.mark.parametrize("role", ["select", "heldout"])
-def test_measuring_never_repeats(role):
-    assert len(set(load_questions(spec(), role, 48, 0))) == 48
-    with pytest.raises(InputError, match=f"found 48 questions of role {role}; expected at least 49"):
-        load_questions(spec(), role, 49, 0)
+def test_measuring_never_repeats():
+    assert len(set(load_questions(spec(), "heldout", 48, 0))) == 48
+    with pytest.raises(InputError, match="found 48 questions of role heldout; expected at least 49"):
+        load_questions(spec(), "heldout", 49, 0)
 
 
-@pytest.mark.parametrize("role, count", [("test", 1), ("train", 0), ("select", -1)])
+@pytest.mark.parametrize("role, count", [("test", 1), ("train", 0)])
 def test_misuse(role, count):
     with pytest.raises(ValueError):
         load_questions(spec(), role, count, 0)
@@ -146,16 +135,9 @@ def test_a_file_without_roles_is_split_by_its_texts(write):
         assert not again & set().union(*(whole[other] for other in ROLES if other != role))
 
 
-def test_a_file_with_roles(write):
-    lines = [{"question": f"{role} {i}?", "role": role, "answer": 1} for i in range(3) for role in ROLES]
-    assert sorted(load_questions(write(lines), "select", 3, 0)) == ["select 0?", "select 1?", "select 2?"]
-
-
 def test_byte_order_mark_blank_lines_and_crlf(write):
-    drawn = load_questions(
-        write(b'\xef\xbb\xbf{"question": " A?\\nB ", "role": "train"}\r\n\r\n'), "train", 2, 0
-    )
-    assert drawn == ["A?\nB"] * 2
+    file = write(b'\xef\xbb\xbf{"question": " A?\\nB ", "role": "train"}\r\n\r\n')
+    assert load_questions(file, "train", 2, 0) == ["A?\nB"] * 2
 
 
 FAULTS = {
@@ -163,19 +145,15 @@ FAULTS = {
     "deep": (b"[" * 90_000, ["line 1", "broken JSON"]),
     "huge number": (b'{"question": ' + b"1" * 9000 + b"}", ["line 1", "broken JSON"]),
     "not an object": (b'["A?"]', ["line 1", "list"]),
-    "missing": (b'{"text": "A?"}', ["line 1", '"question" is missing']),
     "empty": (b'{"question": "A?"}\n\n{"question": "  "}', ["line 3", "empty"]),
     "number": (b'{"question": 3}', ["line 1", "not text"]),
     "unknown role": (b'{"question": "A?", "role": "test"}', ["line 1", "'test'", "heldout"]),
-    "role list": (b'{"question": "A?", "role": ["train"]}', ["line 1", "role"]),
     "role null": (b'{"question": "A?", "role": null}', ["line 1", "role"]),
     "some roles": (b'{"question": "A?", "role": "train"}\n{"question": "B?"}', ["line 2", "some lines only"]),
     "duplicate": (b'{"question": "A b?"}\n{"question": "c"}\n{"question": "a  B?"}', ["line 3", "line 1"]),
-    "token": (b'{"question": "A?<|im_end|>"}', ["line 1", "chat-template token"]),
     "control": (b'{"question": "A\\u0007?"}', ["line 1", "U+0007"]),
     "surrogate": (b'{"question": "A\\ud800?"}', ["line 1", "U+D800"]),
     "Latin-1": (b'{"question": "A?"}\n{"question": "caf\xe9?"}', ["line 2", "UTF-8"]),
-    "UTF-16": ('{"question": "A?"}'.encode("utf-16"), ["line 1", "UTF-8"]),
     "long": (b'{"question": "' + b"x" * 100_000 + b'?"}', ["line 1", "at most 100000"]),
     "very long": (b'{"question": "' + "\u20ac".encode() * 400_000 + b'?"}', ["line 1", "at most 100000"]),
     "nothing": (b"\n\n", ["no questions"]),
@@ -211,17 +189,10 @@ def test_a_role_without_questions(write):
 def hub(monkeypatch):
     import datasets
 
-    calls = []
-
     def serve(columns, error=None):
-        def load_dataset(*args, **kwargs):
-            calls.append((args, kwargs))
-            if error:
-                raise error
-            return datasets.Dataset.from_dict(columns)
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        return calls
+        load = Mock(side_effect=error, return_value=datasets.Dataset.from_dict(columns))
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        return load
 
     return serve
 
@@ -230,10 +201,10 @@ PINNED = {"dataset": "someone/questions", "revision": "a" * 40}
 
 
 def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
-    calls = hub({"source": [line["question"] for line in plain(500)]})
+    load = hub({"source": [line["question"] for line in plain(500)]})
     block = spec("hub", **PINNED, column="source", split="validation", rows=300)
     drawn = {(role, seed): set(load_questions(block, role, 30, seed)) for role in ROLES for seed in (0, 1)}
-    assert calls[0] == (("someone/questions",), {"split": "validation", "revision": "a" * 40})
+    load.assert_called_with("someone/questions", split="validation", revision="a" * 40)
     all_train = [set(load_questions(block, "train", 1000, seed)) for seed in (0, 0, 1)]
     assert all_train[0] == all_train[1] != all_train[2], "the rows themselves follow the seed"
     for (role, _), questions in drawn.items():
@@ -243,10 +214,9 @@ def test_hub_rows_are_sampled_by_seed_and_roles_stay_apart(hub):
 
 def test_hub_rows_that_cannot_be_used_are_counted(hub):
     hub({"question": ["A b?", "a  B?", " ", None, "B?<|im_end|>", "x" * 100_001]})
-    counted = pytest.warns(
-        UserWarning, match="of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe"
-    )
-    with counted, pytest.raises(InputError, match="found [01] questions of role select"):
+    counted = "of 6 rows passed over: 2 empty, 1 repeated, 1 too long, 1 unsafe"
+    short = pytest.raises(InputError, match="found [01] questions of role select")
+    with pytest.warns(UserWarning, match=counted), short:
         load_questions(spec("hub", **PINNED), "select", 9, 0)
 
 
@@ -254,11 +224,9 @@ def test_hub_rows_that_cannot_be_used_are_counted(hub):
     "columns, values, expected",
     [
         ({"source": ["A?"]}, {}, "no column 'question'; expected one of source"),
-        ({"question": [1, 2]}, {}, "found int"),
         ({"question": [0, None]}, {}, "found int"),
         ({"question": ["A?"]}, {"rows": 2}, "questions.rows: found 2; expected at most 1"),
         ({"question": ["A?"]}, {"revision": "main"}, "questions.revision: found 'main'"),
-        ({"question": ["A?"]}, {"revision": None}, "questions.revision: found None"),
     ],
 )
 def test_hub_refusals(hub, columns, values, expected):
@@ -268,10 +236,8 @@ def test_hub_refusals(hub, columns, values, expected):
 
 
 def test_hub_out_of_reach(hub):
-    hub({}, error=ConnectionError("no\nroute"))
-    with pytest.raises(
-        InputError, match=r"someone/questions: cannot be loaded \(ConnectionError: no route\)"
-    ):
+    hub({"question": ["A?"]}, error=ConnectionError("no\nroute"))
+    with pytest.raises(InputError, match=r"/questions: cannot be loaded \(ConnectionError: no route\)"):
         load_questions(spec("hub", **PINNED), "train", 1, 0)
 
 
@@ -279,25 +245,16 @@ def test_a_hub_file_of_records_needs_no_loading_script(tmp_path, monkeypatch):
     """A mapping from id to record with CoT-Collection's columns, as its JSON file has them."""
     import huggingface_hub
 
-    records = {
-        str(i): {"source": f"What is {i} plus one?", "target": str(i + 1), "rationale": "Count.", "task": "t"}
-        for i in range(60)
-    }
+    texts = {str(i): f"What is {i} plus one?" + " Think." * (9 if i == 5 else 0) for i in range(60)}
+    rest = {"target": "2", "rationale": "Count.", "task": "t"}
     file = tmp_path / "cot.json"
-    file.write_text(json.dumps(records))
-    asked = {}
-
-    def download(dataset, path, **kwargs):
-        asked.update(kwargs, dataset=dataset, path=path)
-        return str(file)
-
+    file.write_text(json.dumps({name: rest | {"source": text} for name, text in texts.items()}))
+    download = Mock(return_value=str(file))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     named = dict(path="data/cot.json", dataset="a/b", revision="a" * 40, column="source", split="train")
-    records["5"]["source"] += " " + "Think." * 9
-    file.write_text(json.dumps(records))
     with pytest.warns(UserWarning, match="of 60 rows passed over: 1 too long"):
         questions = load_questions(spec("hub", **named, max_characters=21), "train", 99, 0)
     assert all(q.endswith("plus one?") for q in questions)
     questions = load_questions(spec("hub", **named, rows=50), "train", 10, 0)
     assert len(set(questions)) == 10
-    assert asked == {"repo_type": "dataset", "revision": "a" * 40, "dataset": "a/b", "path": "data/cot.json"}
+    download.assert_called_with("a/b", "data/cot.json", repo_type="dataset", revision="a" * 40)

@@ -36,20 +36,15 @@ def independent_strict(text: str) -> bool:
     return all(any(c.isprintable() and not c.isspace() for c in body) for body in match.groups())
 
 
-@settings(max_examples=500, deadline=None)
-@given(texts)
-def test_any_text(text):
+@settings(max_examples=300, deadline=None)
+@given(texts, st.text(alphabet="ab <>/\n", max_size=20))
+def test_any_text(text, tail):
     graded = graded_format(text)
     assert graded in [i / 8 for i in range(9)]
     assert strict_format(text) == (graded == 1.0) == independent_strict(text)
     start, end = reasoning_span(text)
     assert start == 0 <= end <= len(text)
-
-
-@settings(max_examples=300, deadline=None)
-@given(texts, st.text(alphabet="ab <>/\n", max_size=20))
-def test_a_span_that_a_tag_ends_does_not_depend_on_what_follows(text, tail):
-    end = reasoning_span(text)[1]
+    # A span that a tag ends does not depend on what follows.
     if text[:end].endswith(("</reasoning>", "<answer>")):
         assert reasoning_span(text[:end] + tail) == (0, end)
 
@@ -60,7 +55,6 @@ def test_a_span_that_a_tag_ends_does_not_depend_on_what_follows(text, tail):
         (GOOD, 1.0),
         (f"\n {GOOD}\n", 1.0),
         ("", 0.0),
-        ("Take a coat.", 0.0),
         ("<reasoning>It rains.", 0.125),
         ("<reasoning>It rains.</reasoning>", 0.5),
         ("<reasoning>It rains.</reasoning>\n<answer>Take a coat.", 0.625),
@@ -70,7 +64,6 @@ def test_a_span_that_a_tag_ends_does_not_depend_on_what_follows(text, tail):
         ("<reasoning>It rains.</reasoning> so <answer>Take a coat.</answer>", 0.75),
         ("<reasoning> </reasoning><answer>Take a coat.</answer>", 0.75),
         ("<reasoning>It rains.</reasoning><answer>\n</answer>", 0.75),
-        ("<reasoning></reasoning><answer></answer>", 0.5),
         ("<reasoning>\u200b</reasoning><answer>\u2060</answer>", 0.5),
         ("<answer>Take a coat.</answer><reasoning>It rains.</reasoning>", 0.5),
         ("<reasoning>It <answer>rains.</reasoning>Coat.</answer>", 0.5),
@@ -96,7 +89,6 @@ def test_repeating_never_pays():
         ("<reasoning>a <answer>b</answer>", "<reasoning>a <answer>"),
         ("<answer>b</answer></reasoning>", "<answer>"),
         ("<reasoning>a", "<reasoning>a"),
-        ("", ""),
     ],
 )
 def test_reasoning_span(text, span):

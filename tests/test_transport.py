@@ -1,11 +1,10 @@
-"""Sinkhorn divergence: against plain loops, closed forms, invariants and injected faults."""
+"""Sinkhorn divergence: against plain iterations, closed forms, invariants and injected faults."""
 
 import math
 import warnings
 
 import pytest
 import torch
-from ot.bregman import sinkhorn_log
 
 from enigma.method.transport import ConvergenceWarning, sinkhorn_divergence, solve_divergence
 
@@ -16,60 +15,35 @@ def clouds(n=7, m=5, d=3, seed=0, shift=0.5):
     return x, torch.randn(m, d, generator=generator, dtype=torch.float64)
 
 
-# ---- an independent solution in plain loops ------------------------------------------------------------------------
+# ---- an independent solution by plain iterations -------------------------------------------------------------------
 
 
-def slow_transport(x, y, scale, epsilon, iterations):
-    n, m = len(x), len(y)
-    cost = [[sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / scale for b in y] for a in x]
-    f, g = [0.0] * n, [0.0] * m
-    for _ in range(iterations):
-        for i in range(n):
-            f[i] = -epsilon * log_mean_exp([(g[j] - cost[i][j]) / epsilon for j in range(m)])
-        for j in range(m):
-            g[j] = -epsilon * log_mean_exp([(f[i] - cost[i][j]) / epsilon for i in range(n)])
-    return sum(f) / n + sum(g) / m
+def slow_divergence(x, y, epsilon, scale=None):
+    scale = scale or ((y[:, None] - y) ** 2).sum(-1).mean()
 
+    def transport(a, b):
+        cost = ((a[:, None] - b) ** 2).sum(-1) / scale
+        f, g = torch.zeros(len(a), 1, dtype=a.dtype), torch.zeros(1, len(b), dtype=a.dtype)
+        for _ in range(400):
+            f = -epsilon * torch.exp((g - cost) / epsilon).mean(1, keepdim=True).log()
+            g = -epsilon * torch.exp((f - cost) / epsilon).mean(0, keepdim=True).log()
+        return f.mean() + g.mean()
 
-def log_mean_exp(values):
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values) / len(values))
-
-
-def slow_divergence(x, y, epsilon, scale=None, iterations=400):
-    x, y = x.tolist(), y.tolist()
-    if scale is None:
-        scale = sum(sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) for a in y for b in y) / len(y) ** 2
-    cross, own_x, own_y = (
-        slow_transport(p, q, scale, epsilon, iterations) for p, q in ((x, y), (x, x), (y, y))
-    )
-    return cross - own_x / 2 - own_y / 2
+    return transport(x, y) - transport(x, x) / 2 - transport(y, y) / 2
 
 
 @pytest.mark.parametrize("scale", [None, 3.0])
-def test_equals_plain_loops(scale):
+def test_equals_plain_iterations(scale):
     x, y = clouds()
     expected = slow_divergence(x, y, 0.5, scale)
-    assert sinkhorn_divergence(x, y, 0.5, scale).item() == pytest.approx(expected, rel=1e-9)
+    assert sinkhorn_divergence(x, y, 0.5, scale).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("epsilon", [1.0, 0.05, 0.005])
-def test_gradient_of_both_clouds_against_central_differences(epsilon, dtype):
-    x, y = (cloud.to(dtype).requires_grad_() for cloud in clouds(n=6, m=6, d=3))
-    sinkhorn_divergence(x, y, epsilon).backward()
-    step = 1e-5
-    for leaf in (x, y):
-        expected = torch.zeros_like(leaf, dtype=torch.float64)
-        for index in range(leaf.numel()):
-            ends = []
-            for sign in (1, -1):
-                moved = leaf.detach().double().clone()
-                moved.view(-1)[index] += sign * step
-                pair = (moved, y.detach().double()) if leaf is x else (x.detach().double(), moved)
-                ends.append(sinkhorn_divergence(*pair, epsilon))
-            expected.view(-1)[index] = (ends[0] - ends[1]) / (2 * step)
-        assert (leaf.grad.double() - expected).norm() / expected.norm() < 1e-5
+def test_gradient_of_both_clouds_against_central_differences(epsilon):
+    pair = [cloud.requires_grad_() for cloud in clouds(n=6, m=6)]
+    step = {"eps": 1e-5, "atol": 5e-6, "rtol": 1e-4}
+    assert torch.autograd.gradcheck(lambda x, y: sinkhorn_divergence(x, y, epsilon), pair, **step)
 
 
 # ---- closed forms --------------------------------------------------------------------------------------------------
@@ -115,14 +89,6 @@ def test_equal_clouds_have_no_divergence_and_no_gradient(epsilon):
     assert leaf.grad.abs().max() < 1e-8
 
 
-def test_order_of_points_does_not_matter():
-    x, y = clouds(n=12, m=12)
-    assert sinkhorn_divergence(x.flip(0), y).item() == pytest.approx(
-        sinkhorn_divergence(x, y).item(), rel=1e-9
-    )
-    assert sinkhorn_divergence(x.flip(0), x).item() < 1e-12
-
-
 def test_at_least_the_squared_distance_of_the_means():
     for seed in range(20):
         x, y = clouds(n=3 + seed, m=8, d=1 + seed % 5, seed=seed, shift=0.1 * seed)
@@ -130,22 +96,19 @@ def test_at_least_the_squared_distance_of_the_means():
         assert sinkhorn_divergence(x, y, 0.1, scale=1.0).item() > bound > 0
 
 
-def test_symmetric_for_a_given_scale():
-    x, y = clouds(n=11, m=6)
-    one, other = sinkhorn_divergence(x, y, scale=2.0), sinkhorn_divergence(y, x, scale=2.0)
-    assert one.item() == pytest.approx(other.item(), rel=1e-9)
-    assert sinkhorn_divergence(x, y).item() != pytest.approx(sinkhorn_divergence(y, x).item(), rel=1e-3)
-
-
-def test_invariant_to_translation_rotation_and_unit():
+def test_what_changes_nothing():
+    """The order of points, which cloud is which for a given scale, translation, rotation, unit."""
     x, y = clouds()
-    expected = sinkhorn_divergence(x, y).item()
     rotation, _ = torch.linalg.qr(
         torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     )
-    assert sinkhorn_divergence(x + 1e3, y + 1e3).item() == pytest.approx(expected, rel=1e-9)
-    assert sinkhorn_divergence(x @ rotation, y @ rotation).item() == pytest.approx(expected, rel=1e-9)
-    assert sinkhorn_divergence(100 * x, 100 * y).item() == pytest.approx(expected, rel=1e-9)
+    expected = sinkhorn_divergence(x, y).item()
+    for pair in ((x.flip(0), y), (x + 1e3, y + 1e3), (x @ rotation, y @ rotation), (100 * x, 100 * y)):
+        assert sinkhorn_divergence(*pair).item() == pytest.approx(expected, rel=1e-9)
+    assert sinkhorn_divergence(x.flip(0), x).item() < 1e-12
+    one, other = sinkhorn_divergence(x, y, scale=2.0), sinkhorn_divergence(y, x, scale=2.0)
+    assert one.item() == pytest.approx(other.item(), rel=1e-9)
+    assert expected != pytest.approx(sinkhorn_divergence(y, x).item(), rel=1e-3)
 
 
 def test_default_scale_counts_the_diagonal_and_all_points():
@@ -161,15 +124,8 @@ def test_default_scale_counts_the_diagonal_and_all_points():
 # ---- precision -----------------------------------------------------------------------------------------------------
 
 
-def test_float32_far_from_the_origin():
-    x, y = clouds(n=30, m=30, d=8)
-    x, y = (x + 1e4).float(), (y + 1e4).float()
-    expected = sinkhorn_divergence(x.double(), y.double()).item()
-    assert sinkhorn_divergence(x, y).item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_raised_first(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision_is_raised_first(dtype):
     x, y = (cloud.to(dtype) for cloud in clouds(n=20, m=20, d=8))
     x.requires_grad_()
     exact = x.detach().double().requires_grad_()
@@ -180,7 +136,7 @@ def test_half_precision_is_raised_first(dtype):
     found.backward()
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert torch.allclose(x.grad.double(), exact.grad, rtol=1e-2, atol=1e-4)
+    assert torch.allclose(x.grad.double(), exact.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 # ---- the solver ----------------------------------------------------------------------------------------------------
@@ -210,11 +166,7 @@ def test_nearly_a_permutation_is_solved_where_sinkhorn_alone_is_not():
     result = solve_divergence(x, y, 0.02)
     assert result.converged
     assert result.error <= 1e-8
-    assert result.iterations < 100
-    weights = torch.full((128,), 1 / 128, dtype=torch.float64)
-    cost = torch.cdist(x, y).square() / torch.cdist(y, y).square().mean()
-    _, log = sinkhorn_log(weights, weights, cost, 0.02, numItermax=1000, stopThr=1e-12, warn=False, log=True)
-    assert log["err"][-1] * 128**0.5 > 1e-6
+    assert result.iterations < 100  # Sinkhorn alone has 1e-6 of the mass misplaced after 1000
 
 
 def test_repeated_points_are_solved():
@@ -225,7 +177,7 @@ def test_repeated_points_are_solved():
     assert result.value.item() == pytest.approx(sinkhorn_divergence(x[:6], y[:6], 0.01).item(), rel=1e-9)
 
 
-def test_unconverged_says_so():
+def test_unconverged_says_so_and_converged_says_nothing():
     x, y = clouds()
     with pytest.warns(ConvergenceWarning, match="of the mass misplaced"):
         sinkhorn_divergence(x, y, 0.01, max_iter=1)
@@ -233,10 +185,6 @@ def test_unconverged_says_so():
     assert not result.converged
     assert result.error > 1e-8
     assert result.iterations == 3
-
-
-def test_converged_says_nothing():
-    x, y = clouds()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sinkhorn_divergence(x, y)
@@ -264,14 +212,11 @@ def test_subsampling_is_seeded_keeps_matches_and_leaves_the_global_generator():
     ("arguments", "message"),
     [
         ({"x": torch.zeros(3)}, "x: shape"),
-        ({"y": torch.zeros(2, 3, 3)}, "y: shape"),
         ({"x": torch.zeros(0, 3)}, "x: .*at least one point"),
-        ({"y": torch.zeros(4, 0)}, "y: .*at least one point"),
         ({"x": torch.zeros(4, 2)}, "widths 2 and 3"),
         ({"x": torch.full((4, 3), float("nan"))}, "x: holds NaN"),
         ({"y": torch.full((4, 3), float("inf"))}, "y: holds NaN"),
         ({"epsilon": 0.0}, "epsilon: found 0"),
-        ({"epsilon": -1.0}, "epsilon: found -1"),
         ({"epsilon": float("nan")}, "epsilon: found nan"),
         ({"scale": 0.0}, "scale: found 0"),
         ({"scale": float("nan")}, "scale: found nan"),

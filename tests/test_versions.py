@@ -11,11 +11,8 @@ from tests import versions
 @pytest.mark.parametrize("kind", versions.VERSIONS)
 def test_code_that_makes_rows_has_not_changed_unnoticed(kind):
     recorded, now = json.loads(versions.RECORDED.read_text(encoding="utf-8")), versions.current()
-    changed = [
-        name
-        for name in sorted(versions.modules_of(kind))
-        if recorded["modules"].get(name) != now["modules"][name]
-    ]
+    made_by, before = sorted(versions.modules_of(kind)), recorded["modules"]
+    changed = [name for name in made_by if before.get(name) != now["modules"][name]]
     if recorded["kinds"].get(kind) != now["kinds"][kind]:
         changed.append(f"stages.{kind}, or its version")
     assert not changed, (
@@ -31,7 +28,6 @@ def test_code_that_makes_rows_has_not_changed_unnoticed(kind):
         ('def f():\n    "A docstring."\n    return 1', "def f():\n    return 1", True),
         ('CAPTIONS = {"a": "b"}', 'CAPTIONS = {"a": "c"}', True),
         ("def f():\n    return a - b", "def f():\n    return b - a", False),
-        ("x = 1", "x = 2", False),
     ],
 )
 def test_only_code_counts(before, after, same):

@@ -32,7 +32,7 @@ def current() -> dict:
 @functools.cache
 def modules_of(kind: str) -> frozenset[str]:
     """All modules that the row-making part of a stage imports, directly or not."""
-    found, waiting = set(), _imports(_reachable(_tree(f"stages.{kind}")))
+    found, waiting = set(), set(_imports(_reachable(_tree(f"stages.{kind}"))))
     if kind == "benchmark":
         waiting.add("tasks.data")  # lm-eval loads it by its path
     while waiting:
@@ -41,11 +41,16 @@ def modules_of(kind: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _tree(module: str) -> list[ast.stmt]:
-    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
+@functools.cache
+def _tree(module: str) -> tuple[ast.stmt, ...]:
+    return tuple(ast.parse(_place(module).read_text(encoding="utf-8")).body)
 
 
-def _reachable(body: list[ast.stmt]) -> list[ast.stmt]:
+def _place(module: str) -> Path:
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
+def _reachable(body: tuple[ast.stmt, ...]) -> tuple[ast.stmt, ...]:
     """The statements of a stage that ROOTS use, in order; where there are none, all."""
     names = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     used, waiting = set(), [name for name in ROOTS if name in names]
@@ -55,24 +60,21 @@ def _reachable(body: list[ast.stmt]) -> list[ast.stmt]:
         used.add(name := waiting.pop())
         said = {node.id for node in ast.walk(names[name]) if isinstance(node, ast.Name)}
         waiting += sorted((said & names.keys()) - used)
-    return [node for node in body if getattr(node, "name", None) in used or not hasattr(node, "name")]
+    return tuple(node for node in body if getattr(node, "name", None) in used or not hasattr(node, "name"))
 
 
-def _imports(nodes: list[ast.stmt]) -> set[str]:
+@functools.cache
+def _imports(nodes: tuple[ast.stmt, ...]) -> frozenset[str]:
     """Modules of ROOMS that some statements import. Of a stage, only what the statements say."""
     found = set()
     for node in (inner for outer in nodes for inner in ast.walk(outer) if isinstance(inner, ast.ImportFrom)):
         path = (node.module or "").removeprefix("enigma").lstrip(".")
-        candidates = [path, *(f"{path}.{name.name}".lstrip(".") for name in node.names)]
-        found |= {
-            one
-            for one in candidates
-            if one.split(".")[0] in ROOMS and (PACKAGE / f"{one.replace('.', '/')}.py").is_file()
-        }
-    return found
+        candidates = {path, *(f"{path}.{name.name}".lstrip(".") for name in node.names)}
+        found |= {one for one in candidates if one.split(".")[0] in ROOMS and _place(one).is_file()}
+    return frozenset(found)
 
 
-def _hash(nodes: list[ast.stmt]) -> str:
+def _hash(nodes) -> str:
     text = "\n".join(ast.dump(_bare(node)) for node in nodes)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -87,11 +89,8 @@ def _bare(node: ast.AST) -> ast.AST:
 
 
 def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    said = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(said, ast.Constant) and isinstance(said.value, str)
 
 
 if __name__ == "__main__":
