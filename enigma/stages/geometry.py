@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 from enigma import stages
 from enigma.data.principles import Principle, load_pool
@@ -181,15 +182,16 @@ def _run_rows(profile, store: Store, base_folder: Path, arm: str, seed: int) -> 
         **_direction_rows(profile, material, base, clouds, told_base, [p.name for p in pool], sets, members),
     }
     if profile.geometry.infomec:
-        sides, draws = (
-            (("", told), ("_base", told_base[members])),
-            min(INFOMEC_DRAWS, profile.geometry.permutations),
-        )
-        rows["infomec"] = [
-            [material.layers[-1], name + suffix, *row]
-            for suffix, states in sides
-            for name, *row in infomec.told_apart(states[:, :, -1], draws, profile.seeds.evaluation)
-        ]
+        sides = (("", told), ("_base", told_base[members]))
+        draws = min(INFOMEC_DRAWS, profile.geometry.permutations)
+        with threadpool_limits(
+            1
+        ):  # thousands of tiny fits, in which two threads take three times as long as one
+            rows["infomec"] = [
+                [material.layers[-1], name + suffix, *row]
+                for suffix, states in sides
+                for name, *row in infomec.told_apart(states[:, :, -1], draws, profile.seeds.evaluation)
+            ]
     return rows
 
 
