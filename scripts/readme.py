@@ -93,18 +93,22 @@ def stages(root: Path, profile: str) -> str:
 
 
 def neighbours(root: Path, profile: str) -> str:
-    """One line for each arm: whether it learned, and what it changes against its control over paired seeds."""
-    frame = read_csv(root / "results/reference" / profile / "tables/neighbours.csv", [])
-    lines = []
-    for row in frame.dropna(subset=["versus"]).to_dict("records"):
-        told = [
-            f"{name.replace('_', ' ')} {interval_text(*(row[name + end] for end in ('', '_low', '_high')))}"
-            for name in (*MEASURES, AT_DRIFT)
-            if pd.notna(row[name])
-        ]
-        learned = "learned" if row["learned"] else "no gain in reward that is clear of zero"
-        lines.append(f"- **{row['arm']}** against {row['versus']} ({learned}): {'; '.join(told)}.")
-    return "\n".join(["Differences over paired seeds, with 95 % intervals (Student's t):", "", *lines])
+    """The means of each arm, and which differences to a control are clear of zero."""
+    frame = read(root, profile, "neighbours")
+    own, pairs = frame[frame["versus"].isna()], frame.dropna(subset=["versus"])
+    shown = own[["arm", "learned", *MEASURES]].copy()
+    shown.insert(1, "control", own["arm"].map(pairs.set_index("arm")["versus"]).fillna(""))
+    told, clear = 0, []
+    for row in pairs.to_dict("records"):
+        for name in (*MEASURES, AT_DRIFT):
+            value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+            told += pd.notna(low)
+            if low > 0 or high < 0:
+                text = f"{name.replace('_', ' ')} {interval_text(value, low, high)}"
+                clear.append(f"- {row['arm']} - {row['versus']}: {text}")
+    chance = f"by chance alone about {told / 20:.0f} would"
+    head = f"Of {told} differences to a control {len(clear)} have an interval clear of zero ({chance}):"
+    return "\n".join([compact(shown), head, "", *clear])
 
 
 def costs(root: Path, profile: str) -> str:
