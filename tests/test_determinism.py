@@ -17,7 +17,9 @@ import yaml
 from enigma.profile import BUILTIN
 
 # Time and memory, measured as the run goes on: columns of `training`, and a table of its own.
-MEASURED = {"training": ["seconds", "peak_memory_gb"], "benchmark_speed": ["seconds", "items_per_second"]}
+MEASURED = {"training": ["seconds", "peak_memory_gb"], "benchmark_speed": ["seconds"]}
+# What is drawn by the bootstrap's seed as a whole: halves of the questions.
+HALVES = {"selection_stability.csv", "test_retest.csv"}
 # Numbers in tables have six digits. Between one thread and two, sums are added up in another order; two hidden layers
 # and two steps of training leave a difference of at most this share of a column's largest number.
 THREADS = 1e-3
@@ -106,7 +108,7 @@ def test_the_bootstrap_seed_moves_interval_ends_and_p_values_alone(tables):
     moved = changed(base, other)
     assert "sufficiency.csv" in moved
     for name in moved:
-        if name.endswith(".csv"):
+        if name.endswith(".csv") and name not in HALVES:
             one, two = read(base[name]), read(other[name])
             kept = one.columns[~one.columns.str.contains(r"low$|high$|^p_|^note$|^verdict$")]
             pd.testing.assert_frame_equal(one[kept], two[kept], obj=name)
