@@ -184,9 +184,8 @@ def _run_rows(profile, store: Store, base_folder: Path, arm: str, seed: int) -> 
     if profile.geometry.infomec:
         sides = (("", told), ("_base", told_base[members]))
         draws = min(INFOMEC_DRAWS, profile.geometry.permutations)
-        with threadpool_limits(
-            1
-        ):  # thousands of tiny fits, in which two threads take three times as long as one
+        # Thousands of tiny fits, in which two threads take three times as long as one.
+        with threadpool_limits(1):
             rows["infomec"] = [
                 [material.layers[-1], name + suffix, *row]
                 for suffix, states in sides
