@@ -6,6 +6,7 @@ import re
 import jupytext
 import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from matplotlib.text import Text
@@ -119,10 +120,20 @@ def test_a_figure_has_a_form_for_one_column_of_a_paper(tiny, name):
     assert cited == {str(place): file_hash(place) for place in map(tiny.results.folder.joinpath, wanted)}
 
 
+def test_an_arm_of_more_steps_does_not_speak_for_the_others(tiny):
+    curve = [{"arm": "grpo", "step": step, "reward_graded": 0.9} for step in range(1, 6)]
+    curve += [{"arm": "enigma_high", "step": step, "reward_graded": 0.4} for step in range(1, 12)]
+    training = pd.DataFrame(curve).assign(seed=0, probe=0.0, row_bound=0.0, sinkhorn=0.0)
+    drawn, caption = figures.FIGURES["fig3_training"].draw(tiny.profile, training)
+    assert "grpo 0.90 and enigma_high 0.40" in caption
+    assert any("grpo reaches the highest" in text.get_text() for text in drawn.texts)
+    plt.close(drawn)
+
+
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_no_text_of_a_published_figure_lies_on_another(name):
-    runs = ("neighbours",) if name == "fig12_neighbours" else ("cpu", "study")
-    for run, column in itertools.product(runs, (False, True)):
+    crowded = ("neighbours",) if name in ("fig3_training", "fig12_neighbours") else ()
+    for run, column in itertools.product(("cpu", "study", *crowded), (False, True)):
         profile, figure = load_profile(run), figures.FIGURES[name]
         results = Results.reference(profile)
         if not (results.figures / f"{name}.json").is_file():

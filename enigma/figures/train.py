@@ -24,6 +24,7 @@ PANELS = (
     ("row_bound", "information, own reader (nats)"),
     ("sinkhorn", "drift: Sinkhorn divergence"),
 )
+LABELLED = 8  # so many curves can have their names at their ends; more have a legend
 READERS = (
     ("row_bound", None, 0.1, "read by the model itself"),
     ("row_bound_base_critic", "white", -0.1, "read by the untrained model"),
@@ -42,18 +43,21 @@ def fig3_training(profile, training):
             if curve.empty:
                 continue
             colour, marker = styles[arm]
-            axes.plot(
-                curve.index, curve["mean"], color=colour, lw=1.5, marker=marker, ms=3, markevery=(0.1, 0.2)
-            )
+            look = {"color": colour, "marker": marker, "markevery": (0.1, 0.2)}
+            axes.plot(curve.index, curve["mean"], lw=1.5, ms=3, label=arm, **look)
             axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, lw=0)
             ends.append((curve["mean"].iloc[-1], arm, colour))
         axes.set_title(name)
         if column == "sinkhorn" and profile.trainer.ot_budget > 0:
             axes.axhline(profile.trainer.ot_budget, color=GREY, lw=0.8, ls="--")
-        _end_labels(axes, ends, training["step"].max())
+        if len(profile.arms) <= LABELLED:
+            _end_labels(axes, ends, training["step"].max())
         axes.xaxis.get_major_locator().set_params(integer=True)
-    fifth = max(1, int(training["step"].max()) // 5)
-    final = training[training["step"] > training["step"].max() - fifth].groupby("arm", sort=False)
+    if len(profile.arms) > LABELLED:
+        legend(drawn, grid[0])
+    last = training.groupby("arm")["step"].transform("max")  # an arm may have steps of its own number
+    fifth = max(1, int(last.min()) // 5)
+    final = training[training["step"] > last - fifth].groupby("arm", sort=False)
     reached = final["reward_graded"].mean()
     best, least = reached.idxmax(), reached.idxmin()
     told = f"{best} reaches the highest format reward ({short(reached[best])}), {least} the lowest ({short(reached[least])})"
