@@ -15,6 +15,7 @@ from PIL import Image
 
 from enigma import figures
 from enigma.errors import InputError
+from enigma.figures.style import arm_styles
 from enigma.llm.callbacks import first_batch_warnings
 from enigma.llm.playground import published, side_by_side
 from enigma.profile import load_profile
@@ -128,6 +129,12 @@ def test_an_arm_of_more_steps_does_not_speak_for_the_others(tiny):
     assert "grpo 0.90 and enigma_high 0.40" in caption
     assert any("grpo reaches the highest" in text.get_text() for text in drawn.texts)
     plt.close(drawn)
+
+
+@pytest.mark.parametrize("name", ["neighbours", "night"])
+def test_no_two_arms_look_alike(name):
+    looks = list(arm_styles(load_profile(name)).values())
+    assert len(set(looks)) == len(looks)
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)

@@ -148,8 +148,11 @@ def legend(drawn: Figure, axes: Axes) -> None:
 
 
 def arm_styles(profile) -> dict[str, tuple[str, str]]:
-    """{arm: (colour, marker)}, the same in all figures of a profile; the untrained model is grey."""
-    arms = {arm: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(profile.arms)}
+    """{arm: (colour, marker)}, the same in all figures of a profile; the untrained model is grey. A pair comes once."""
+    arms = {}
+    for i, arm in enumerate(profile.arms):
+        again, colour = divmod(i, len(PALETTE))  # a colour that comes again comes with another marker
+        arms[arm] = PALETTE[colour], MARKERS[(i + again) % len(MARKERS)]
     return {BASE: (GREY, "o"), **arms}
 
 
