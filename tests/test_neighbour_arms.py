@@ -90,7 +90,11 @@ def test_the_tables_have_every_arm_beside_its_control(run):
     judged = comparison.table(profile, claims.Tables(profile, asked)).set_index(["arm", "versus"])
     assert judged.loc[("scion", "grpo"), "arc_easy"] == pytest.approx(0.3)
     read = table.replace({"versus": {"": None}})
-    assert "control" in drawn.fig12_neighbours(profile, read)[1]
+    figure, caption = drawn.fig12_neighbours(profile, read, made["complexity"])
+    assert "control" in caption
+    [bits] = [axes for axes in figure.axes if axes.get_title(loc="left") == "bits"]
+    same_length = made["complexity"].set_index("arm")["base"]
+    assert bits.lines[-1].get_xdata().tolist() == same_length[own.index[::-1]].tolist()
     base = made["complexity"].query("arm == 'base'").iloc[0]
     assert base["difference"] == 0 and base["bits"] == base["base"] > 0
     found = made["infomec"].groupby("measure").size()

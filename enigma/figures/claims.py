@@ -106,8 +106,8 @@ def fig11_prediction(profile, points, prediction):
     )
 
 
-@figure(NAME, "neighbours")
-def fig12_neighbours(profile, neighbours):
+@figure(NAME, "neighbours", "complexity")
+def fig12_neighbours(profile, neighbours, complexity):
     """Every neighbour beside its control, one panel for each measure."""
     if neighbours.empty:
         raise ValueError("no arm of this profile names a control")
@@ -123,10 +123,13 @@ def fig12_neighbours(profile, neighbours):
             axes.plot(control, [arms.index(row.arm)] * len(control), "|", color=GREY, ms=9)
         axes.set_title(measure.replace("_", " "))
         axes.locator_params(axis="x", nbins=4)
+        if measure == "bits":
+            untrained = complexity.groupby("arm")["base"].mean()
+            axes.plot(untrained[arms], range(len(arms)), "o", color=GREY, mfc="white", ms=4)
     grid[0].set_yticks(range(len(arms)), arms)
     learned = own.loc[own["learned"].astype(bool), "arm"]
     finding(drawn, f"Of {len(own)} arms these gained format reward in every run: {listed(learned)}")
     return drawn, (
         f"The neighbours, mean over {int(own['seeds'].max())} seed(s), the line from smallest to largest; the grey mark is the arm's "
-        "control. Bits: Lempel-Ziv, per character; ARC-Easy and PIQA: margin minus the untrained model's."
+        "control. Bits: Lempel-Ziv, per character, hollow: of the untrained model's text at the same length; ARC-Easy and PIQA: margin minus the untrained model's."
     )
