@@ -10,6 +10,9 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait for work must not burn the cores that others need. OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch then takes large tensors from huge pages, and a freed one fits the next of its size: without it a training step leaves
+# holes of a gigabyte in the heap. Read when torch first allocates.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.2.0"
 _MODULES = {

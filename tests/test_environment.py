@@ -112,9 +112,10 @@ def test_the_package_carries_its_notebooks_and_all_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["enigma", "benchmarks"])
-def test_waiting_threads_are_told_not_to_spin_before_torch_is_loaded(package):
+def test_threads_and_memory_are_set_before_torch_is_loaded(package):
     """Jobs and kernels inherit it. Beside other work two threads that spin cost five times the step."""
-    code = f"import os, sys, {package}; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    names = "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE"
+    code = f"import os, sys, {package}; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if key not in names}
     done = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
-    assert done.split() == ["PASSIVE", "False"]
+    assert done.split() == ["PASSIVE", "1", "False"]

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from enigma.llm import flex
+from enigma.llm.lean import remake
 
 NAME = "sdpa_packed"
 FLEX_CELLS = 2**26  # of a layer's masks, from which on a GPU has no room for them
@@ -61,22 +62,29 @@ class Packing:
         levels = zip(*(Split.apply(x, self) for x in (query, key, value)), strict=True)
         keys = values = None
         made = []
-        for level, mask in zip(levels, self.masks(window), strict=True):
+        shared = query.shape[1] // key.shape[1]
+        for level, mask in zip(levels, self.masks(window, shared, query.dtype), strict=True):
             query, key, value = (x.transpose(1, 2) for x in level)
             keys, values = (
-                own if before is None else torch.cat([children(before, len(own)), own], dim=2)
+                own if before is None else remake(_continued(before, own), _continued, before, own)
                 for before, own in ((keys, key), (values, value))
             )
             made.append(_grouped(query, keys, values, mask, **options) if mask.numel() else level[0])
         return Join.apply(self, *made)
 
-    def masks(self, window: int | None) -> list[Tensor]:
-        """For each level (n, 1, own, keys) bool: the keys are those of the texts that it continues, and its own."""
-        if window not in self._masks:
-            self._masks[window] = list(self._made(window))
-        return self._masks[window]
+    def masks(self, window: int | None, shared: int, dtype: torch.dtype) -> list[Tensor]:
+        """For each level what is added to the scores of `_grouped`, (n, 1, shared * own, keys), 0 or -inf: the keys are
+        those of the texts that it continues, and its own. Made once, or every layer would keep a copy."""
+        which = window, shared, dtype
+        if which not in self._masks:
+            self._masks[which] = [
+                torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf).repeat(1, 1, shared, 1)
+                for seen in self._visible(window)
+            ]
+        return self._masks[which]
 
-    def _made(self, window: int | None) -> Iterator[Tensor]:
+    def _visible(self, window: int | None) -> Iterator[Tensor]:
+        """(n, 1, own, keys) bool for each level."""
         known = torch.zeros(1, 0, dtype=torch.bool, device=self.line.device)
         key = torch.zeros(1, 0, dtype=torch.long, device=self.line.device)
         for valid, query in zip(self.valid, self.position, strict=True):
@@ -97,6 +105,11 @@ class Packing:
 def children(values: Tensor, count: int) -> Tensor:
     """(n, ...) to (count, ...): each text's values for every text that continues it."""
     return values[:, None].expand(-1, count // len(values), *values.shape[1:]).flatten(0, 1)
+
+
+def _continued(before: Tensor, own: Tensor) -> Tensor:
+    """Keys or values (B, H', S, D) of texts, after those of the texts that they continue."""
+    return torch.cat([children(before, len(own)), own], dim=2)
 
 
 def packed_attention(module, query, key, value, attention_mask, packing: Packing | None = None, **kwargs):
@@ -127,9 +140,7 @@ def _grouped(query, key, value, mask, dropout=0.0, scaling=None) -> Tensor:
     b, heads, s, d = query.shape
     shared = heads // key.shape[1]
     grouped = query.reshape(b, key.shape[1], shared * s, d)
-    out = F.scaled_dot_product_attention(
-        grouped, key, value, mask.repeat(1, 1, shared, 1), dropout, scale=scaling
-    )
+    out = F.scaled_dot_product_attention(grouped, key, value, mask, dropout, scale=scaling)
     return out.reshape(b, heads, s, -1).transpose(1, 2)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from enigma.llm.head import forward_logps
+from enigma.llm.lean import lean
 from enigma.llm.packing import Packing, install, line_inputs
 from enigma.method.rewards import reasoning_span
 
@@ -67,14 +68,10 @@ def completion_logprobs(
         raise ValueError("a prompt is empty: its last token predicts the completion's first")
     layout = pack(prompts, completions, groups)
     install(model)
-    outputs, logps, entropies = forward_logps(
-        model,
-        layout.labels,
-        entropy,
-        **line_inputs(layout.ids, layout.packing),
-        logits_to_keep=layout.labels.shape[1],
-        output_hidden_states=bool(layers),
-    )
+    inputs = line_inputs(layout.ids, layout.packing)
+    inputs |= {"logits_to_keep": layout.labels.shape[1], "output_hidden_states": bool(layers)}
+    with lean(model):
+        outputs, logps, entropies = forward_logps(model, layout.labels, entropy, **inputs)
     if not layout.packing.used:
         raise ValueError(f"{type(model).__name__}: its attention is not one of transformers' interface")
     hidden = None
