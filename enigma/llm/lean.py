@@ -18,7 +18,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 class _Recipe(NamedTuple):
-    gone: weakref.ref
     state: tuple
     make: Callable[[], Tensor]
 
@@ -54,9 +53,9 @@ def remake(made: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> Tensor
     recipes = _recipes.get()
     if recipes is not None:
         address = made.data_ptr()
+        recipes[address] = _Recipe(_state(made), partial(make, *(x.detach() for x in inputs)))
         # Once it is gone another tensor may lie there, and its inputs are needed no longer.
-        gone = weakref.ref(made, lambda _: recipes.pop(address, None))
-        recipes[address] = _Recipe(gone, _state(made), partial(make, *(x.detach() for x in inputs)))
+        weakref.finalize(made, recipes.pop, address, None).atexit = False
     return made
 
 
