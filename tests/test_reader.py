@@ -154,6 +154,9 @@ def test_no_text_of_a_published_figure_lies_on_another(name):
         boxes = [(text, text.get_window_extent().padded(-0.5)) for text in texts]
         for (text, box), (other, against) in itertools.combinations(boxes, 2):
             assert not box.overlaps(against), f"{run} {name}: {text} on {other}"
+        for shown in drawn.legends:
+            box = shown.get_window_extent()
+            assert drawn.bbox.x0 <= box.x0 and box.x1 <= drawn.bbox.x1, f"{run} {name}: legend cut"
         plt.close(drawn)
 
 

@@ -2,7 +2,19 @@
 
 import seaborn as sns
 
-from enigma.figures.style import BLUE, GREY, arm_styles, figure, finding, forest, listed, panels, short, zero
+from enigma.figures.style import (
+    BLUE,
+    GREY,
+    arm_styles,
+    figure,
+    finding,
+    forest,
+    listed,
+    panels,
+    seeds_of,
+    short,
+    zero,
+)
 from enigma.stages.claims import NAME, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, UNDECIDED
 from enigma.stages.comparison import MEASURES
 from enigma.stages.prediction import OUTCOMES, SETS
@@ -66,18 +78,17 @@ def fig10_ablation(profile, ablation):
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.locator_params(axis="x", nbins=4)
     grid[0].set_yticks(range(len(arms)), arms)
-    seeds = int(table["seeds"].max())
     more = table["measure"].map(lambda measure: ABLATION[measure][1])
     up, down = table["low"] > 0, table["high"] < 0
     better, worse = sum(up & more | down & ~more), sum(down & more | up & ~more)
     finding(
         drawn,
         f"Of {len(table)} differences to plain GRPO {better} are better and {worse} worse, clear of zero"
-        if seeds > 1
+        if table["seeds"].max() > 1
         else "Differences to plain GRPO, one seed: no interval, so nothing is decided here",
     )
     return drawn, (
-        f"What each arm changes against plain GRPO of the same seed, over {seeds} paired seed(s); intervals (Student's t) where there "
+        f"What each arm changes against plain GRPO of the same seed, over {seeds_of(table['seeds'])}, paired; intervals (Student's t) where there "
         "are two or more. Benchmark margin in standard deviations of the untrained model's items; information about the principle "
         "that the untrained model reads in held-out completions; drift, of which less is better; share of strictly formatted "
         "completions at the end of training."
@@ -130,6 +141,6 @@ def fig12_neighbours(profile, neighbours, complexity):
     learned = own.loc[own["learned"].astype(bool), "arm"]
     finding(drawn, f"Of {len(own)} arms these gained format reward in every run: {listed(learned)}")
     return drawn, (
-        f"The neighbours, mean over {int(own['seeds'].max())} seed(s), the line from smallest to largest; the grey mark is the arm's "
+        f"The neighbours, mean over {seeds_of(own['seeds'])}, the line from smallest to largest; the grey mark is the arm's "
         "control. Bits: Lempel-Ziv, per character, hollow: of the untrained model's text at the same length; ARC-Easy and PIQA: margin minus the untrained model's."
     )

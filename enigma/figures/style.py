@@ -141,7 +141,8 @@ def finding(drawn: Figure, text: str) -> None:
 def legend(drawn: Figure, axes: Axes) -> None:
     """The names in `axes`, once each, below all panels."""
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = max(1, int(drawn.get_figwidth() / 1.5))
+    wide = max(1.5, 0.5 + 0.06 * max(map(len, named), default=0))  # inches: a mark and the longest name
+    columns = max(1, int(drawn.get_figwidth() / wide))
     drawn.legend(
         named.values(), named.keys(), loc="outside lower center", ncols=min(columns, len(named) or 1)
     )
@@ -205,6 +206,12 @@ def listed(names: Iterable[str]) -> str:
     """ "a, b and c"; "none" of nothing."""
     *most, last = list(names) or ["none"]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def seeds_of(counts: Iterable[int]) -> str:
+    """How many seeds the arms have: "1 seed", "4 seeds", or "1 to 6 seeds" where arms differ."""
+    least, most = int(min(counts)), int(max(counts))
+    return f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
 
 
 def table(frame: pd.DataFrame, caption: str = "", digits: int = 3):

@@ -12,6 +12,7 @@ from enigma.figures.style import (
     listed,
     over_seeds,
     panels,
+    seeds_of,
     short,
     zero,
 )
@@ -65,9 +66,9 @@ def fig3_training(profile, training):
         drawn, told if best != least else f"Format reward at the end: {short(reached[best])} in every arm"
     )
     ends = listed(f"{arm} {short(value)}" for arm, value in reached.items())
-    seeds = training.groupby("arm")["seed"].nunique().max()
+    seeds = seeds_of(training.groupby("arm")["seed"].nunique())
     return drawn, (
-        f"Training of every arm, mean over {seeds} seed(s), band from the smallest to the largest. Graded format reward over the "
+        f"Training of every arm, mean over {seeds}, band from the smallest to the largest. Graded format reward over the "
         f"last {fifth} step(s): {ends}. The probe has no sampling noise. Dashed: the budget of the Sinkhorn term; drift below it is free. What a loss does not need is "
         f"measured every {profile.trainer.reference_steps} steps alone, so a curve may end early."
     )
@@ -115,11 +116,17 @@ def fig4_legibility(profile, legibility):
     if len(trained):
         best, least = trained.idxmax(), trained.idxmin()
         told = f"The untrained reader finds {short(trained[best])} nats in {best} and {short(trained[least])} in {least}"
-        untrained = listed(f"{short(value)} in {name}" for name, value in read.get(BASE, {}).items())
-        finding(drawn, f"{told}; before training {untrained}" if BASE in read else told)
+        finding(drawn, f"{told}; before training {_untrained(read[BASE])}" if BASE in read else told)
     return drawn, (
         "Held-out questions after training. Information: what a completion says of its principle, filled for the model itself, hollow "
         f"for the untrained model as reader, which did not learn any code; dashed: all there is to know, log {int(table['k'].iloc[0])}. "
         "Perplexity: how odd the text is to the untrained model. base (high): the untrained model's own completions on the high-SI "
         "set. 95 % intervals over questions, or over seeds where there are several."
     )
+
+
+def _untrained(read) -> str:
+    """What the untrained model's own completions carry, by name of the set; of many sets the least and the most."""
+    if len(read) > 2:
+        return f"{short(read.min())} to {short(read.max())} in {len(read)} sets"
+    return listed(f"{short(value)} in {name}" for name, value in read.items())
