@@ -131,7 +131,7 @@ def test_an_arm_of_more_steps_does_not_speak_for_the_others(tiny):
     plt.close(drawn)
 
 
-@pytest.mark.parametrize("name", ["neighbours", "night"])
+@pytest.mark.parametrize("name", ["neighbours", "study"])
 def test_no_two_arms_look_alike(name):
     looks = list(arm_styles(load_profile(name)).values())
     assert len(set(looks)) == len(looks)

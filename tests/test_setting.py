@@ -6,7 +6,7 @@ from enigma.profile import load_profile
 from enigma.stages import setting
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "probe", "gpu", "paper", "study", "night"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "probe", "gpu", "paper", "study"])
 def test_every_aspect_has_both_sides(name):
     table = setting.table(load_profile(name))
     assert list(table.columns) == ["what", "paper", "source", "here"]
@@ -29,7 +29,7 @@ def test_ours_is_written_from_the_profile():
 def test_a_comparator_s_reward_is_told():
     here = setting.table(load_profile("probe")).set_index("what")["here"]
     assert here["reward"].endswith("grpo_semantic: semantic too; grpo_following: following too")
-    here = setting.table(load_profile("night")).set_index("what")["here"]
+    here = setting.table(load_profile("study")).set_index("what")["here"]
     assert here["principles"].endswith("sets of 4: high, low, 0.9, 0.75, 0.6, 0.4, 0.25, 0.1")
 
 

@@ -30,7 +30,7 @@ from enigma.stages import jobs
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "notebooks"  # where they are installed
 NOTEBOOKS = _PACKAGED if _PACKAGED.is_dir() else REPOSITORY / "notebooks"
-SMALLER = {"paper": "gpu", "gpu": "cpu", "night": "study", "study": "cpu", "cpu": "smoke"}
+SMALLER = {"paper": "gpu", "gpu": "cpu", "study": "cpu", "cpu": "smoke"}
 SAMPLE_SECONDS = 0.2
 FULL = 2**20  # bytes; a disk with less left is full
 # Of a user's own set-up, nothing that could change a run: start-up files, kernels, matplotlib's settings.
