@@ -26,6 +26,8 @@ TABLES = {
     "training_checks": "arm seed reward_start reward_end gain zero_spread_share",
     "sweep": "lambda_sami held_by budget reward_strict row_bound_base_critic perplexity_base drift",
     "placement": "placement contrast k questions si carried",
+    "prediction": "outcome sets correlation p_value",
+    "test_retest": "span principles questions_per_half correlation full",
     "coverage": "of k share questions coverage percentile student",
     "rates": "optimizer learning_rate reward_start reward_end gain chosen",
 }
@@ -92,11 +94,43 @@ def stages(root: Path, profile: str) -> str:
     return compact(pd.DataFrame(rows, columns=["stage", "minutes", "peak memory, GB"]).round(1))
 
 
+def sentences(root: Path, profile: str) -> str:
+    """One sentence a claim: its verdict, and every effect that it rests on."""
+    found = read(root, profile, "claims").to_dict("records")
+    return "\n".join(f"- **{row['id']}**, *{row['verdict']}*. {row['note']}." for row in found)
+
+
+def ablation(root: Path, profile: str) -> str:
+    """What each arm changes against grpo, one column a measure."""
+    frame = read(root, profile, "ablation").query("arm != 'grpo'")
+    cells = zip(frame["value"], frame["low"], frame["high"], strict=True)
+    wide = frame.assign(cell=[interval_text(*numbers) for numbers in cells])
+    wide = wide.pivot(index=["arm", "seeds"], columns="measure", values="cell")
+    order = frame[["arm", "seeds"]].drop_duplicates().itertuples(index=False, name=None)
+    return compact(wide.loc[list(order), list(dict.fromkeys(frame["measure"]))].reset_index())
+
+
+def instruments(root: Path, profile: str) -> str:
+    """Which tasks tell the untrained model from guessing, and how fast items are read."""
+    found = read(root, profile, "benchmarks").query("arm == 'base'").set_index(["metric", "task"])
+    speed = read(root, profile, "benchmark_speed").groupby("task")[["prompts", "seconds"]].sum()
+    rows = []
+    for task, row in found.loc["margin_prior"].iterrows():
+        accuracy = found.loc[("acc", task)] if ("acc", task) in found.index else {}
+        told = [task, row["n"], accuracy.get("value"), accuracy.get("chance"), row["value"] / row["stderr"]]
+        rows.append([*told, row["sensitive"], speed["prompts"][task] / speed["seconds"][task]])
+    return compact(
+        pd.DataFrame(
+            rows, columns=["task", "items", "accuracy", "chance", "t", "sensitive", "prompts_a_second"]
+        )
+    )
+
+
 def neighbours(root: Path, profile: str) -> str:
     """The means of each arm, and which differences to a control are clear of zero."""
     frame = read(root, profile, "neighbours")
     own, pairs = frame[frame["versus"].isna()], frame.dropna(subset=["versus"])
-    shown = own[["arm", "learned", *MEASURES]].copy()
+    shown = own[["arm", "learned", *MEASURES]].dropna(axis="columns", how="all")
     shown.insert(1, "control", own["arm"].map(pairs.set_index("arm")["versus"]).fillna(""))
     told, clear = 0, []
     for row in pairs.to_dict("records"):
@@ -128,7 +162,10 @@ def measured(root: Path, file: str, part: str, columns: str = "") -> str:
 
 
 BLOCKS = {name: partial(table, name=name) for name in TABLES}
-BLOCKS |= {each.__name__: each for each in (rules, verdicts, neighbours, costs, stages)}
+BLOCKS |= {
+    each.__name__: each
+    for each in (rules, verdicts, sentences, ablation, instruments, neighbours, costs, stages)
+}
 BLOCKS |= {name: lambda root, _, of=of: measured(root, *of) for name, of in MEASURED.items()}
 
 

@@ -17,6 +17,7 @@ from enigma.data.principles import load_pool
 from enigma.errors import InputError
 from enigma.method.stats import Interval, own_label_test, student_interval
 from enigma.profile import BASE
+from enigma.record.cells import interval_text
 from enigma.stages import comparison, prediction, setting
 from enigma.stages.judging import (
     ABSTRACT,
@@ -181,6 +182,10 @@ def bounded_drift(tables: Tables) -> Finding:
         rewards = end_rewards(tables, without, with_term)
         if len((sides[0] - sides[1]).dropna()) >= SEEDS:
             found = tables.paired(name, *sides, 0.05)
+            matched = comparison.at_equal_reward(tables.get("training"), without, with_term)
+            rewards += (
+                f"; log drift while training, at equal reward: {interval_text(*student_interval(matched))}"
+            )
         else:
             layers = [rows[rows["arm"] == arm].groupby("layer")["log"].mean() for arm in (without, with_term)]
             values = (layers[0] - layers[1]).dropna()

@@ -63,6 +63,25 @@ def at_equal_drift(training: pd.DataFrame, *arms: str) -> pd.Series:
     return pd.Series(found, dtype=float)
 
 
+def at_equal_reward(training: pd.DataFrame, *arms: str) -> pd.Series:
+    """By seed, log of the first arm's drift over the second's, each where its reward first reaches what both have reached.
+
+    The reward is a mean of three steps. Only steps at which the drift of both was measured count.
+    """
+    found = {}
+    for seed, both in training[training["arm"].isin(arms)].groupby("seed"):
+        curves = both.pivot(index="step", columns="arm", values=["reward_graded", "sinkhorn"])
+        if not {("sinkhorn", arm) for arm in arms} <= set(curves):
+            continue
+        rewards = curves["reward_graded"].rolling(3, min_periods=1).mean()
+        measured = curves["sinkhorn"].dropna().index
+        rewards, level = rewards.loc[measured], rewards.loc[measured].max().min()
+        ends = [(rewards[arm] >= level).idxmax() for arm in arms]
+        drifts = [max(curves.loc[end, ("sinkhorn", arm)], 1e-12) for arm, end in zip(arms, ends, strict=True)]
+        found[seed] = math.log(drifts[0] / drifts[1])
+    return pd.Series(found, dtype=float)
+
+
 def _spread(values: dict[str, tuple]) -> dict[str, float]:
     return {m + end: x for m, v in values.items() for end, x in zip(("", "_low", "_high"), v, strict=True)}
 
