@@ -2,14 +2,19 @@
 
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 
 from enigma.method import sufficiency as si
 from enigma.method.infonce import mutual_information_bounds
+from enigma.profile import load_profile
+from enigma.stages import prediction
+from enigma.stages.claims import REGISTRY
 
 
 def direct(own, read, members):
@@ -78,3 +83,24 @@ def test_a_pool_of_two_hundred_is_not_measured_one_set_at_a_time():
     found = si.set_information([np.random.default_rng(0).normal(size=(200, 200)) * 2000] * 2, sets)
     assert found.information.shape == (len(sets), 2)
     assert time.process_time() - started < 10
+
+
+def test_si_is_asked_to_predict_over_arms_that_differ_in_their_set_alone():
+    quantiles = [f"enigma_q{q}" for q in (90, 75, 60, 40, 25, 10)]
+    assert prediction.alike(load_profile("study")) == ["enigma_high", "enigma_low", *quantiles]
+    assert prediction.alike(load_profile("cpu")) == ["enigma_high"]
+    assert prediction.alike(load_profile("neighbours")) == []  # dpo_sami differs in more than its set
+
+
+def test_two_arms_on_one_set_are_one_unit():
+    """Claim C5: grpo_sami and enigma_high share the high set; each set stands out in its own column by 0.1."""
+    profile = load_profile("study")
+    arms = {name: arm.set for name, arm in profile.arms.items() if arm.lambda_sami > 0}
+    rows = [
+        (arm, each, 0.2 + 0.1 * (each == own)) for arm, own in arms.items() for each in set(arms.values())
+    ]
+    shares = pd.DataFrame(rows, columns=["arm", "set", "share"])
+    rule = next(claim for claim in REGISTRY if claim.id == "C5")
+    [part] = rule.find(SimpleNamespace(profile=profile, get=lambda name: shares)).parts
+    assert len(arms) == 9 and part.units == 8
+    assert part.effect.value == pytest.approx(0.1) and part.judged() == "supported"

@@ -213,10 +213,12 @@ def directed_change(tables: Tables) -> Finding:
     def part(name: str) -> Part:
         shares = tables.get("set_shares").groupby(["arm", "set"])["share"].mean().unstack()
         arms = [arm for arm in shares.index if tables.profile.arms[arm].lambda_sami > 0]
-        own = [tables.profile.arms[arm].set for arm in arms]
-        if len(set(own)) < SETS:
-            raise Missing(f"{SETS} sets, found {len(set(own))}")
-        matrix = shares.loc[arms, own].to_numpy()
+        # Arms on the same set are one row: the set is the unit.
+        own = np.array([tables.profile.arms[arm].set for arm in arms])
+        by_set = shares.loc[arms].groupby(own).mean()
+        if len(by_set) < SETS:
+            raise Missing(f"{SETS} sets, found {len(by_set)}")
+        matrix = by_set[by_set.index].to_numpy()
         values, p_value = own_label_test(matrix, tables.profile.seeds.bootstrap)
         found = student_interval(values)
         verdict = UNDECIDED if found.high > 0 else NOT_SUPPORTED

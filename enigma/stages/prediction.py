@@ -19,17 +19,24 @@ CAPTION = (
 )
 
 
+def alike(profile) -> list[str]:
+    """The largest group of arms with the SAMI term that differ in their set (and seeds) alone; none where two are as large."""
+    groups: dict[str, list[str]] = {}
+    for name, arm in profile.arms.items():
+        if arm.lambda_sami > 0 and arm.reward == "format":
+            rest = arm.model_dump(exclude={"set", "seeds", "control"})
+            groups.setdefault(repr(rest), []).append(name)
+    first, *others = sorted(groups.values(), key=len, reverse=True) or [[]]
+    return [] if others and len(others[0]) == len(first) else first
+
+
 def points(profile, read) -> pd.DataFrame:
     """The table `prediction_points` from `enigma.stages.judging.Tables`; a measure that is missing is NaN."""
     sets = read.get("sufficiency").query("level == 'set' and span == 'reasoning'").set_index("name")["si"]
     steady = steadiness_table(read.get("training")).query("measure == 'probe'")
     checks, items = read.get("training_checks"), read.get("legibility_items")
-    like = [name for name, arm in profile.arms.items() if arm.lambda_sami > 0 and arm.reward == "format"]
-    common = {
-        (a.lambda_sami, a.lambda_ot, a.ot_budget, a.beta) for a in (profile.arms[name] for name in like)
-    }
     rows = []
-    for arm in like if len(common) == 1 else []:
+    for arm in alike(profile):
         row = {"arm": arm, "set": profile.arms[arm].set, "si": sets.get(profile.arms[arm].set, np.nan)}
         makers = {
             "margin": lambda arm=arm: read.effect(arm, "base").mean(),
