@@ -67,10 +67,15 @@ def _wilson(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _margins(paired: pd.DataFrame) -> str:
-    """In how many sensitive tasks an interval lies above zero and below it, for the best arm and the worst."""
+    """In how many sensitive tasks an interval lies above zero and below it, for the best arm and the worst.
+
+    Only arms of the most seeds are named: the interval of a single run is over items alone.
+    """
     if paired.empty:
         return "No task is sensitive here: nothing is judged"
-    means = paired.groupby(["arm", "task"], sort=False)[["low", "high"]].mean().reset_index()
+    seeds = paired.groupby("arm")["seed"].transform("nunique")
+    runs = paired[seeds == seeds.max()].groupby(["arm", "task"], sort=False)
+    means = pd.concat([over_seeds(rows, PAIRED).assign(arm=arm, task=task) for (arm, task), rows in runs])
     counts = means.assign(up=means["low"] > 0, down=means["high"] < 0)
     counts = counts.groupby("arm", sort=False)[["up", "down"]].sum()
     order = (counts["up"] - counts["down"]).sort_values(ascending=False).index
