@@ -115,6 +115,8 @@ def test_reward_is_compared_where_both_have_drifted_as_far():
     training["reward_graded"] = [0.1, 0.5, 0.8, 1.0, 0.0, 0.2, 0.3, 0.4]
     assert comparison.at_equal_drift(training, "a", "b").tolist() == pytest.approx([0.3 - 0.3])
     assert comparison.at_equal_drift(training, "a", "c").empty
+    training.loc[6, "sinkhorn"] = np.nan  # a step without drift counts in the mean reward all the same
+    assert comparison.at_equal_drift(training, "a", "b").tolist() == pytest.approx([0.3 - 0.3])
 
 
 def test_drift_is_compared_where_both_have_earned_as_much():

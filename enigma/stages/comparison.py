@@ -1,6 +1,7 @@
 """The neighbours beside each other: every arm that names a control, and what it changes (docs/neighbours.md)."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -50,36 +51,41 @@ def table(profile, read) -> pd.DataFrame:
 def at_equal_drift(training: pd.DataFrame, *arms: str) -> pd.Series:
     """By seed, the first arm's reward minus the second's, each where its drift first reaches what both have reached."""
     found = {}
-    for seed, both in training.dropna(subset=["sinkhorn"]).groupby("seed"):
-        runs = [both[both["arm"] == arm].sort_values("step") for arm in arms]
-        if any(run.empty for run in runs):
-            continue
-        level = min(run["sinkhorn"].max() for run in runs)
-        ends = [int((run["sinkhorn"].to_numpy() >= level).argmax()) + 1 for run in runs]
-        rewards = [
-            run["reward_graded"].iloc[max(0, n - 3) : n].mean() for run, n in zip(runs, ends, strict=True)
-        ]
-        found[seed] = rewards[0] - rewards[1]
+    for seed, rewards, drifts in _curves(training, arms):
+        first, second = _reached(drifts, arms)
+        found[seed] = rewards.loc[first, arms[0]] - rewards.loc[second, arms[1]]
     return pd.Series(found, dtype=float)
 
 
 def at_equal_reward(training: pd.DataFrame, *arms: str) -> pd.Series:
-    """By seed, log of the first arm's drift over the second's, each where its reward first reaches what both have reached.
-
-    The reward is a mean of three steps. Only steps at which the drift of both was measured count.
-    """
+    """By seed, log of the first arm's drift over the second's, each where its reward first reaches what both have reached."""
     found = {}
-    for seed, both in training[training["arm"].isin(arms)].groupby("seed"):
-        curves = both.pivot(index="step", columns="arm", values=["reward_graded", "sinkhorn"])
-        if not {("sinkhorn", arm) for arm in arms} <= set(curves):
-            continue
-        rewards = curves["reward_graded"].rolling(3, min_periods=1).mean()
-        measured = curves["sinkhorn"].dropna().index
-        rewards, level = rewards.loc[measured], rewards.loc[measured].max().min()
-        ends = [(rewards[arm] >= level).idxmax() for arm in arms]
-        drifts = [max(curves.loc[end, ("sinkhorn", arm)], 1e-12) for arm, end in zip(arms, ends, strict=True)]
-        found[seed] = math.log(drifts[0] / drifts[1])
+    for seed, rewards, drifts in _curves(training, arms):
+        first, second = _reached(rewards, arms)
+        ends = drifts.loc[first, arms[0]], drifts.loc[second, arms[1]]
+        found[seed] = math.log(max(ends[0], 1e-12) / max(ends[1], 1e-12))
     return pd.Series(found, dtype=float)
+
+
+def _curves(
+    training: pd.DataFrame, arms: tuple[str, ...]
+) -> Iterator[tuple[int, pd.DataFrame, pd.DataFrame]]:
+    """(seed, rewards, drifts), one column an arm, at the steps where the drift of all was measured.
+
+    A reward is the mean of three steps that follow each other, whether or not the drift was measured at each.
+    """
+    for seed, runs in training[training["arm"].isin(arms)].groupby("seed"):
+        curves = runs.pivot(index="step", columns="arm", values=["reward_graded", "sinkhorn"])
+        if {("sinkhorn", arm) for arm in arms} <= set(curves):
+            drifts = curves["sinkhorn"].dropna()
+            rewards = curves["reward_graded"].rolling(3, min_periods=1).mean()
+            yield seed, rewards.loc[drifts.index], drifts
+
+
+def _reached(curves: pd.DataFrame, arms: tuple[str, ...]) -> list[int]:
+    """For each arm the first step at which its curve is at the smaller of the two largest values."""
+    level = curves.max().min()
+    return [(curves[arm] >= level).idxmax() for arm in arms]
 
 
 def _spread(values: dict[str, tuple]) -> dict[str, float]:
