@@ -128,6 +128,8 @@ def test_drift_is_compared_where_both_have_earned_as_much():
     training["reward_graded"] = [0.1, 0.6, 0.8, 1.0, 0.0, 0.2, 0.4, 0.6]
     assert comparison.at_equal_reward(training, "a", "b").tolist() == pytest.approx([np.log(4 / 2)])
     assert comparison.at_equal_reward(training, "a", "c").empty
+    training.loc[4:, "sinkhorn"] = np.nan  # never measured
+    assert comparison.at_equal_reward(training, "a", "b").empty
 
 
 PREFERENCE = {"preference": {"beta": 0.1}}

@@ -79,7 +79,8 @@ def _curves(
         if {("sinkhorn", arm) for arm in arms} <= set(curves):
             drifts = curves["sinkhorn"].dropna()
             rewards = curves["reward_graded"].rolling(3, min_periods=1).mean()
-            yield seed, rewards.loc[drifts.index], drifts
+            if len(drifts):
+                yield seed, rewards.loc[drifts.index], drifts
 
 
 def _reached(curves: pd.DataFrame, arms: tuple[str, ...]) -> list[int]:
