@@ -64,14 +64,17 @@ def read(root: Path, profile: str, name: str) -> pd.DataFrame:
     return read_csv(root / "results/reference" / profile / "tables" / f"{name}.csv", [])
 
 
+def intervals(frame: pd.DataFrame, *columns: str) -> list[str]:
+    return [interval_text(*row) for row in frame[list(columns)].itertuples(index=False)]
+
+
 def table(root: Path, profile: str, name: str) -> str:
     frame = read(root, profile, name)
     shown = frame[TABLES[name].split()].copy()
     for column in shown:
         ends = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
         if set(ends) <= set(frame):
-            found = zip(frame[column], *(frame[end] for end in ends), strict=True)
-            shown[column] = [interval_text(*numbers) for numbers in found]
+            shown[column] = intervals(frame, column, *ends)
         elif not pd.api.types.is_numeric_dtype(shown[column]):
             shown[column] = shown[column].fillna("")
     return compact(shown)
@@ -103,9 +106,9 @@ def sentences(root: Path, profile: str) -> str:
 def ablation(root: Path, profile: str) -> str:
     """What each arm changes against grpo, one column a measure."""
     frame = read(root, profile, "ablation").query("arm != 'grpo'")
-    cells = zip(frame["value"], frame["low"], frame["high"], strict=True)
-    wide = frame.assign(cell=[interval_text(*numbers) for numbers in cells])
-    wide = wide.pivot(index=["arm", "seeds"], columns="measure", values="cell")
+    wide = frame.assign(cell=intervals(frame, "value", "low", "high")).pivot(
+        index=["arm", "seeds"], columns="measure", values="cell"
+    )
     order = frame[["arm", "seeds"]].drop_duplicates().itertuples(index=False, name=None)
     return compact(wide.loc[list(order), list(dict.fromkeys(frame["measure"]))].reset_index())
 

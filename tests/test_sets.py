@@ -1,4 +1,4 @@
-"""Sets of principles: eq. 13 by its letter, also where no exponential can hold it, and large pools in little time."""
+"""Sets of principles: eq. 13 by its letter, also where no exponential can hold it; large pools; what arms on a set can tell."""
 
 import math
 import time

@@ -142,5 +142,5 @@ def fig12_neighbours(profile, neighbours, complexity):
     finding(drawn, f"Of {len(own)} arms these gained format reward in every run: {listed(learned)}")
     return drawn, (
         f"The neighbours, mean over {seeds_of(own['seeds'])}, the line from smallest to largest; the grey mark is the arm's "
-        "control. Bits: Lempel-Ziv, per character, hollow: of the untrained model's text at the same length; ARC-Easy and PIQA: margin minus the untrained model's."
+        "control. Bits: Lempel-Ziv, per character, hollow: of the untrained model's text at the same length; benchmarks: margin minus the untrained model's."
     )

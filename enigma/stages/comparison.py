@@ -58,12 +58,16 @@ def at_equal_drift(training: pd.DataFrame, *arms: str) -> pd.Series:
 
 
 def at_equal_reward(training: pd.DataFrame, *arms: str) -> pd.Series:
-    """By seed, log of the first arm's drift over the second's, each where its reward first reaches what both have reached."""
+    """By seed, log of the first arm's drift over the second's, each where its reward first reaches what both have reached.
+
+    A seed is left out where that is at the first step of either, before anything moved.
+    """
     found = {}
     for seed, rewards, drifts in _curves(training, arms):
         first, second = _reached(rewards, arms)
         ends = drifts.loc[first, arms[0]], drifts.loc[second, arms[1]]
-        found[seed] = math.log(max(ends[0], 1e-12) / max(ends[1], 1e-12))
+        if min(ends) > 0:
+            found[seed] = math.log(ends[0] / ends[1])
     return pd.Series(found, dtype=float)
 
 
