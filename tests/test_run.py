@@ -226,6 +226,13 @@ def test_a_stale_or_foreign_figure_is_not_shown(tiny, copied):
     assert not re.search(r'<script|id="fig3_training"|/etc/passwd', text)
 
 
+def test_a_published_report_does_not_compare_itself_with_what_is_published(tiny, copied):
+    (copied.folder / "reproduction.md").write_text("# Reproduction")
+    assert 'id="reproduction"' in report.publish_page(tiny.profile, copied).read_text(encoding="utf-8")
+    page = report.publish_page(tiny.profile, copied, published=True).read_text(encoding="utf-8")
+    assert "#reproduction" not in page and 'id="reproduction"' not in page and 'id="claims"' in page
+
+
 def test_figures_are_drawn_again_from_published_tables(tiny, copied, tmp_path):
     shutil.rmtree(copied.pieces)
     (copied.figures / "fig4_legibility.png").write_bytes(b"")

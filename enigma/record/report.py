@@ -40,9 +40,10 @@ LONG = 12  # lines of printed output; more are folded away
 PLACE = "\ue000{}\ue001"  # where a formula stands while the text around it is cleaned
 
 
-def publish_page(profile, results: Results) -> Path:
+def publish_page(profile, results: Results, published: bool = False) -> Path:
     """Write results/<profile>/report.html: the verdicts, then every notebook's text, figures and tables in reading order.
 
+    The page of what is `published` does not compare itself with what is published.
     Raises InputError where no notebook was executed yet.
     """
     notebooks = [
@@ -55,8 +56,9 @@ def publish_page(profile, results: Results) -> Path:
             f"{results.notebooks}: found no executed notebook; expected those of a run; "
             f"start one with `enigma run {profile.name}`"
         )
-    compared = results.folder / "reproduction.md"
-    links = [("claims", "Claims")] + [("reproduction", "Reproduction")] * compared.is_file()
+    comparison = results.folder / "reproduction.md"
+    compared = comparison.is_file() and not published
+    links = [("claims", "Claims")] + [("reproduction", "Reproduction")] * compared
     links += [(path.stem, path.stem[3:].replace("_", " ").capitalize()) for path in notebooks]
     names = [path.stem for path in results.figures.glob("*.json") if not results.fault(FIGURE, path.stem)]
     sidecars = {name: results.sidecar(FIGURE, name) for name in names}
@@ -67,9 +69,9 @@ def publish_page(profile, results: Results) -> Path:
         '<h2 id="claims">The paper\'s claims, and what was measured here</h2>',
         *_claims(results),
     ]
-    if compared.is_file():
+    if compared:
         body.append('<h2 id="reproduction">Does this run agree with the published one?</h2>')
-        body.append(_markdown(compared.read_text(encoding="utf-8")))
+        body.append(_markdown(comparison.read_text(encoding="utf-8")))
     for path in notebooks:
         body += [f'<section id="{path.stem}">', *_notebook(path, sidecars), "</section>"]
     head = (

@@ -53,7 +53,7 @@ def publish(profile, results: Results, target: Path = REFERENCE) -> Path:
     faults += [f"the profile names {path}, a path of this machine" for path in profile.outside()]
     if faults:
         raise InputError(f"{results.folder}: {faults[0]}; expected a run that verifies; run it again")
-    report.publish_page(profile, results)  # from what was verified
+    report.publish_page(profile, results, published=True)  # from what was verified
     folder = target / profile.name
     with atomic_folder(folder) as new:
         for name in FOLDERS:
