@@ -6,18 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enigma import stages
 from enigma.errors import InputError
 from enigma.profile import load_profile, run_name
-from enigma.stages import jobs
+from enigma.record.cache import Piece, Store
+from enigma.record.results import Results
+from enigma.stages import jobs, select
 
 counts = st.integers(1, 8)
 
@@ -123,6 +129,57 @@ def test_a_failed_job_is_told_and_stops_no_other(program):
     assert [note["arm"] for note in program.notes()] == ["grpo"]
     with pytest.raises(InputError, match="found nonsense"):
         program.run(runs[:1], 99_999_999)
+
+
+def test_what_another_process_is_making_is_left_to_it_until_the_rest_is_done(tmp_path, monkeypatch):
+    store, order = Store(tmp_path), []
+
+    def make(piece):
+        def written(folder):
+            order.append(piece.name)
+            (folder / "file").write_text(piece.name)
+
+        return written
+
+    work = [(piece, make(piece)) for piece in (Piece("select", f"p{i}", {"i": i}) for i in range(4))]
+    other = FileLock(store.place(work[2][0]).with_suffix(".lock"), thread_local=False)
+    Path(other.lock_file).parent.mkdir(parents=True)
+    other.acquire()
+    threading.Timer(1.0, other.release).start()
+    monkeypatch.setenv(jobs.PLACE, "0.25")
+    folders = stages.made(store, work, "parts", "part")
+    assert order == ["p1", "p3", "p0", "p2"]
+    assert [(folder / "file").read_text() for folder in folders] == ["p0", "p1", "p2", "p3"]
+
+
+def test_a_stage_is_shared_and_its_rows_are_those_of_one_process(tiny, tmp_path, monkeypatch):
+    """The helper does all: this process waits until it has begun, and then finds each piece made or taken."""
+    monkeypatch.setenv(jobs.JOBS, "2")
+    results, threads = Results(tiny.profile, tmp_path), torch.get_num_threads()
+    measure = select.measure
+
+    def waiting(profile, store):
+        pieces = select.pieces(profile, store)
+        deadline = time.monotonic() + 120
+        while not any(map(store.kept, pieces)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert any(map(store.kept, pieces)) and torch.get_num_threads() == max(1, threads // 2)
+        return measure(profile, store)
+
+    monkeypatch.setattr(select, "measure", waiting)
+    select.run(tiny.profile, results)
+    assert torch.get_num_threads() == threads
+    assert not psutil.Process().children()
+    for name in select.CAPTIONS:
+        assert results.read_table(name).equals(tiny.results.read_table(name))
+
+
+def test_a_stage_ends_without_its_helpers(tiny, tmp_path, monkeypatch):
+    (tmp_path / "broken").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "broken").chmod(0o755)
+    monkeypatch.setenv(jobs.JOBS, "2")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "broken"))
+    assert len(select.run(tiny.profile, Results(tiny.profile, tmp_path / "results"))) == len(select.CAPTIONS)
 
 
 def test_a_killed_rank_is_named(tmp_path):

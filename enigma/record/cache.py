@@ -125,6 +125,17 @@ class Store:
         folder = self.get(piece, lambda folder: atomic_write_json(folder / "rows.json", make()))
         return read_json(folder / "rows.json")
 
+    def taken(self, piece: Piece) -> bool:
+        """Whether another process is making the piece just now."""
+        lock = FileLock(self.place(piece).with_suffix(".lock"), timeout=0)
+        try:
+            if Path(lock.lock_file).exists():
+                lock.acquire()
+                lock.release()
+        except Timeout:
+            return True
+        return False
+
     def made(self, piece: Piece) -> dict:
         """What made the piece: commit, versions, machine, day and seconds."""
         return _marker(self.need(piece))["made"]

@@ -11,10 +11,18 @@
 """
 
 import importlib
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 
+from enigma.record.cache import NotDone, Piece, Store
+from enigma.record.files import atomic_write_json, read_json
+from enigma.record.progress import track
+from enigma.stages import jobs
+
+ROWS = "rows.json"
 ORDER = ("select", "train", "legibility", "benchmark", "geometry", "claims")
 
 
@@ -30,13 +38,44 @@ def run(stage: ModuleType, profile, results) -> dict[str, pd.DataFrame]:
     """
     with results.lock():
         store = results.store
-        raw = stage.measure(profile, store)
+        with jobs.helpers(profile, results.root, short_name(stage), _open(stage, profile, store)):
+            raw = stage.measure(profile, store)
         results.write_raw(short_name(stage), raw)
         made = [store.made(piece) for piece in stage.pieces(profile, store)]
         frames = stage.tables(profile, raw, Earlier(results))
         for name, frame in frames.items():
             results.write_table(name, frame, stage.CAPTIONS[name], stage.NAME, made=made)
     return frames
+
+
+def _open(stage: ModuleType, profile, store: Store) -> int:
+    """How many pieces are still to be made; 0 where an earlier stage has to run first, as `measure` will say."""
+    try:
+        return sum(store.kept(piece) is None for piece in stage.pieces(profile, store))
+    except NotDone:
+        return 0
+
+
+def made(
+    store: Store, work: list[tuple[Piece, Callable[[Path], None]]], description: str, unit: str
+) -> list[Path]:
+    """The folders of all pieces of `work` in their order, as `Store.get` gives them.
+
+    Processes side by side share the work: each begins at its own place, and leaves what another is making to that one
+    until the rest is done.
+    """
+    first = int(jobs.place() * len(work))
+    for piece, make in track(work[first:] + work[:first], description, unit=unit):
+        if not store.taken(piece):
+            store.get(piece, make)
+    return [store.get(*one) for one in work]
+
+
+def rows(store: Store, work: list[tuple[Piece, Callable[[], object]]], description: str, unit: str) -> list:
+    """`made` for pieces that are one JSON value each: the values."""
+    written = lambda make: lambda folder: atomic_write_json(folder / ROWS, make())
+    folders = made(store, [(piece, written(make)) for piece, make in work], description, unit)
+    return [read_json(folder / ROWS) for folder in folders]
 
 
 def short_name(stage: ModuleType) -> str:

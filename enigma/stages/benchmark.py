@@ -19,7 +19,6 @@ from enigma.method.stats import holm, mean_interval, paired_p_value, student_int
 from enigma.profile import BASE, run_name
 from enigma.record.cache import Piece, Store
 from enigma.record.files import atomic_write_json, read_json
-from enigma.record.progress import track
 from enigma.stages import harness, train
 from enigma.tasks import lookup, robustness
 
@@ -80,29 +79,34 @@ def measure(profile, store: Store) -> dict:
     by_model = _by_model(profile, store)
     if any(store.fault(piece) for mine in by_model.values() for piece in mine.values()):
         lookup.check_tasks(profile.benchmarks.tasks)
+    loaded: dict = {}
+    work = [
+        (piece, partial(_score, profile, store, task, *model, loaded))
+        for model, mine in by_model.items()
+        for task, piece in mine.items()
+    ]
+    folders = iter(stages.made(store, work, "benchmarks", "task"))
     found = []
-    for (arm, seed), mine in track(by_model.items(), "benchmarks", total=len(by_model), unit="model"):
-        loaded: list = []
-        scores = {}
-        for task, piece in mine.items():
-            kept = store.get(piece, partial(_score, profile, store, task, arm, seed, loaded))
-            scores[piece.ingredients["task"]["task"]] = read_json(kept / "scores.json")
-        del loaded
-        gc.collect()
+    for (arm, seed), mine in by_model.items():
+        names = [piece.ingredients["task"]["task"] for piece in mine.values()]
+        scores = {name: read_json(next(folders) / "scores.json") for name in names}
         found.append({"arm": arm, "seed": seed, "tasks": scores})
     return {"models": found}
 
 
-def _score(profile, store: Store, task: str, arm: str, seed: int | None, loaded: list, folder: Path) -> None:
+def _score(profile, store: Store, task: str, arm: str, seed: int | None, loaded: dict, folder: Path) -> None:
+    """One piece. `loaded` holds the model of the piece before, and then this one's."""
     from enigma.llm.loading import load_policy
 
-    if not loaded:
+    if (arm, seed) not in loaded:
+        loaded.clear()
+        gc.collect()
         adapter = None if seed is None else train.adapter(profile, store, arm, seed)
-        loaded.extend(load_policy(profile.model, adapter, profile.seeds.initialisation))
+        loaded[arm, seed] = load_policy(profile.model, adapter, profile.seeds.initialisation)
     spec = profile.benchmarks
     started = time.perf_counter()
     options = {"limit": harness.limit_of(spec.limit, task), "batch_size": spec.batch_size}
-    rows, items = harness.evaluate(*loaded, task, **options, seed=profile.seeds.evaluation)
+    rows, items = harness.evaluate(*loaded[arm, seed], task, **options, seed=profile.seeds.evaluation)
     prompts = len({(row["part"], row["item"]) for row in items})
     speed = {"prompts": prompts, "seconds": time.perf_counter() - started}
     frame = pd.DataFrame(items).astype(object).where(lambda table: table.notna(), None)

@@ -41,7 +41,6 @@ from enigma.method.transport import sinkhorn_divergence
 from enigma.profile import run_name
 from enigma.record.cache import Piece, Store
 from enigma.record.files import atomic_write_json, read_json
-from enigma.record.progress import track
 from enigma.stages import select, train
 from enigma.stages.reading import Clouds, Material, pick_tokens, read_pair, read_told
 
@@ -137,11 +136,15 @@ def measure(profile, store: Store) -> dict:
     """Rows of the tables for every run: {"runs": [{"arm", "seed", "geometry": [...], ...}]}."""
     base, *runs = pieces(profile, store)
     told = store.get(base, lambda folder: _make_base(profile, store, folder))
-    found = []
-    for (arm, seed), piece in zip(track(profile.runs(), "geometry", unit="model"), runs, strict=True):
-        rows = store.rows(piece, partial(_run_rows, profile, store, told, arm, seed))
-        found.append({"arm": arm, "seed": seed, **rows})
-    return {"runs": found}
+    models = profile.runs()
+    work = [
+        (piece, partial(_run_rows, profile, store, told, *one))
+        for piece, one in zip(runs, models, strict=True)
+    ]
+    rows = stages.rows(store, work, "geometry", "model")
+    return {
+        "runs": [{"arm": arm, "seed": seed, **one} for (arm, seed), one in zip(models, rows, strict=True)]
+    }
 
 
 def _make_base(profile, store: Store, folder: Path) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from enigma.errors import SAFE_PATH, InputError
 from enigma.profile import run_name
 
 LAUNCH, JOBS = "ENIGMA_LAUNCH", "ENIGMA_JOBS"
+PLACE = "ENIGMA_PLACE"  # of a helper: where in the work it begins, 0 to 1
 STARTER = "ENIGMA_STARTER"  # of a job: the process that started it and waits for it
 PATIENCE = 20.0  # seconds that a job has to end when asked to
 
@@ -159,27 +160,63 @@ def run(profile, root: Path, logs: dict[tuple[str, int], Path], how: How) -> Non
         )
 
 
+@contextlib.contextmanager
+def helpers(profile, root: Path, stage: str, open_pieces: int) -> Iterator[None]:
+    """Inside, so many other processes as `--jobs` says make pieces of a stage too, and each has its share of the cores.
+
+    One that fails leaves its pieces to this process, which then meets the same error.
+    """
+    count = min(how().jobs, open_pieces) - 1
+    if count < 1 or stage == "train":  # whose runs are jobs themselves
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    command = [sys.executable, "-m", "enigma.stages.beside", str(profile.path), stage, str(root.absolute())]
+    started = [
+        _spawn(command, {PLACE: str(slot / (count + 1)), **_device(slot, count + 1)})
+        for slot in range(1, count + 1)
+    ]
+    torch.set_num_threads(max(1, threads // (count + 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for process in started:
+            _stop(process)
+
+
+def place() -> float:
+    """Where in a stage's work this process begins."""
+    return float(os.environ.get(PLACE) or 0)
+
+
 def _start(profile, root: Path, one: tuple[str, int], log: Path, how: How, slot: int) -> subprocess.Popen:
     program = how.launch or (sys.executable,)
     command = [*program, "-m", "enigma", "train", str(profile.path), "--arm", one[0], "--seed", str(one[1])]
     command += ["--results", str(root.absolute())]
-    own = psutil.Process()
+    with open(log, "wb") as output:
+        print(f"{run_name(*one)}: started", flush=True)
+        return _spawn(command, _device(slot, how.jobs), output)
+
+
+def _spawn(command: Sequence[str], own: dict[str, str], output=subprocess.DEVNULL) -> subprocess.Popen:
+    starter = psutil.Process()
     environment = {
         **os.environ,
         "PATH": _path(),
         LAUNCH: "",  # the job itself trains
         JOBS: "1",
-        STARTER: f"{own.pid} {own.create_time()} {socket.gethostname()}",
+        STARTER: f"{starter.pid} {starter.create_time()} {socket.gethostname()}",
         "ENIGMA_HEADLESS": "1",
         "PYTHONUTF8": "1",
         **SAFE_PATH,
-        **_device(slot, how.jobs),
+        **own,
     }
-    with open(log, "wb") as output:
-        print(f"{run_name(*one)}: started", flush=True)
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        # An interrupt comes from here, once.
-        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+    # An interrupt comes from here, once.
+    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
 def _path() -> str:

@@ -20,7 +20,6 @@ from enigma.method.rewards import graded_format, strict_format
 from enigma.method.stats import Interval, mean_interval
 from enigma.profile import BASE, run_name
 from enigma.record.cache import Piece, Store
-from enigma.record.progress import track
 from enigma.stages import select, train
 
 NAME = "02_train"
@@ -68,12 +67,12 @@ def pieces(profile, store: Store) -> list[Piece]:
 def measure(profile, store: Store) -> dict:
     """The completions and scores of every model: {"sets": {...}, "models": [{"arm", "seed", ...}]}."""
     models = [(BASE, None), *profile.runs()]
-    found = []
-    for piece, (arm, seed) in zip(
-        track(pieces(profile, store), "legibility", unit="model"), models, strict=True
-    ):
-        rows = store.rows(piece, partial(_carried, profile, store, piece.ingredients, arm, seed))
-        found.append({"arm": arm, "seed": seed, **rows})
+    work = [
+        (piece, partial(_carried, profile, store, piece.ingredients, *one))
+        for piece, one in zip(pieces(profile, store), models, strict=True)
+    ]
+    rows = stages.rows(store, work, "legibility", "model")
+    found = [{"arm": arm, "seed": seed, **one} for (arm, seed), one in zip(models, rows, strict=True)]
     sets = {name: [p.name for p in members] for name, members in select.chosen_sets(profile, store).items()}
     return {"sets": sets, "models": found}
 

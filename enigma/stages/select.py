@@ -21,7 +21,6 @@ from enigma.method import stability
 from enigma.method import sufficiency as si
 from enigma.record.cache import Piece, Store
 from enigma.record.files import read_json
-from enigma.record.progress import track
 
 NAME = "01_select"
 SPANS = ("reasoning", "completion")
@@ -108,8 +107,8 @@ def measure_pieces(profile, store: Store, todo: list[Piece], load=None) -> list[
         options = {key: recipe[key] for key in keys if key in recipe}
         return sample_and_score(*load(), recipe["questions"], recipe["texts"], recipe["prompts"], **options)
 
-    parts = track(todo, "sampling and scoring", unit="part")
-    return [row for piece in parts for row in store.rows(piece, partial(made, piece.ingredients))]
+    work = [(piece, partial(made, piece.ingredients)) for piece in todo]
+    return [row for part in stages.rows(store, work, "sampling and scoring", "part") for row in part]
 
 
 def load_untrained(profile):
