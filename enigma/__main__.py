@@ -35,7 +35,7 @@ Launch = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="How many runs to train at the same time; 0: train none, all must be finished."
+        metavar="N", help="How many processes work side by side; 0: train no run, all must be finished."
     ),
 ]
 Allow = Annotated[

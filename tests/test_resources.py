@@ -40,11 +40,15 @@ def refusal(tmp_path, name="cpu") -> str:
     return str(caught.value)
 
 
-def test_too_little_memory_is_refused_before_anything_is_written(room, tmp_path):
+def test_too_little_memory_is_refused_before_anything_is_written(room, tmp_path, monkeypatch):
     room(memory=2)
     need = sizes(load_profile("cpu")).memory_gb
     said = f"cpu: memory: found 2.00 GB available; expected about {need:.2f} GB; close other programs"
     assert refusal(tmp_path) == f"{said}, or try the profile smoke"
+    room(memory=1.5 * need)
+    monkeypatch.setenv("ENIGMA_JOBS", "2")
+    assert f"expected about {2 * need:.2f} GB; close other programs, lower --jobs" in refusal(tmp_path)
+    monkeypatch.delenv("ENIGMA_JOBS")
     room(memory=0.5)
     assert refusal(tmp_path, "smoke").endswith("or try a smaller batch or fewer tokens")
 

@@ -19,7 +19,7 @@ HUB_PARAMETERS = {"google/gemma-3-1b-it": 1.0e9}
 RATES = {"sample": 60.0, "score": 220.0, "train": 70.0, "prompts": 5.0, "states": 45.0}
 START_SECONDS = 15.0  # a notebook's kernel, imports and model
 # Of a run of the default profile, of which BASE_GB are libraries.
-MEMORY_GB = {True: 3.4, False: 4.8}  # whether it computes in bfloat16
+MEMORY_GB = {True: 3.4, False: 4.0}  # whether it computes in bfloat16
 BASE_GB = 1.2
 DEFAULT_TOKENS = 768  # of a device batch of the default profile
 # Of one number of stage 1's score matrices: as a row of its piece and of the stage on the disk, and in memory while the

@@ -132,12 +132,15 @@ def _position(stages: list[Path], named: str, option: str) -> int:
 
 
 def _check_room(profile, results: Results) -> None:
-    """Raise InputError where the profile's estimate of disk or memory is more than there is.
+    """Raise InputError where the profile's estimate of disk, or of memory for all that is trained at once, is more than there is.
 
     What the results folder and the cache hold already counts as found: an earlier attempt may have left it.
     """
     size = costs.sizes(profile)
-    rooms = [("memory", "available", size.memory_gb, resources.free_memory, "close other programs")]
+    beside = max(1, min(jobs.how().jobs, size.runs))
+    memory = size.memory_gb and size.memory_gb * beside
+    close = "close other programs" + (", lower --jobs" if beside > 1 else "")
+    rooms = [("memory", "available", memory, resources.free_memory, close)]
     for place, setting in ((results.folder, "--results"), (cache_folder(), "ENIGMA_CACHE")):
         found = lambda place=place: resources.free_disk(place) + resources.size_on_disk(place)
         remedy = f"free some, name another folder with {setting}"
