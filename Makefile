@@ -1,5 +1,5 @@
 # make reproduce   set up, run the five notebooks on a profile, write results/$(PROFILE)/
-#                  LAUNCH="accelerate launch --num_processes 8": each run on several GPUs; JOBS=4: runs side by side
+#                  LAUNCH="accelerate launch --num_processes 8": each run on several GPUs; JOBS=4: processes side by side
 # make test        set up, lint, test
 # make setup       only the environment in .venv
 # make smoke       every stage on a tiny random model, minutes

@@ -157,11 +157,12 @@ def creation(tables: Tables) -> Finding:
         if any(pool.get(seed) != text for seed, text in zip(table["seed"], table["seed_text"], strict=True)):
             raise Missing("table creation of this profile's pool")
         accepted = table[table["accepted"].astype(bool)]
+        tried = f"{len(table)} proposals for {table['seed'].nunique()} of the pool's {len(pool)} principles"
         if accepted.empty:
-            return Part(name, detail=f"none of {len(table)} proposals accepted", verdict=NOT_SUPPORTED)
+            return Part(name, detail=f"none of {tried} accepted", verdict=NOT_SUPPORTED)
         best = accepted.loc[accepted["gain"].idxmax()]
         found = Interval(*best[["gain", "gain_low", "gain_high"]])
-        return Part(name, found, margin=0.01, detail=f"{len(accepted)} of {len(table)} accepted")
+        return Part(name, found, margin=0.01, detail=f"{len(accepted)} of {tried} accepted")
 
     return Finding([measured("SI gain of the best created principle", part)])
 

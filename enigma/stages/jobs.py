@@ -1,8 +1,9 @@
-"""Training runs as processes of their own: several side by side, or one under a launcher's many processes.
+"""Work shared among processes: training runs as processes of their own, and helpers that make pieces of other stages.
 
-Nothing here trains: each job is `python -m enigma train PROFILE --arm A --seed S`, started plainly or through
-`accelerate launch`, `torchrun` and their like. A job writes its own run folder, its output to `log.txt` there, and
-resumes by itself; so jobs may as well be started by hand or by a batch system on other machines.
+Nothing here trains. Several runs go side by side, or one under a launcher's many processes: each job is
+`python -m enigma train PROFILE --arm A --seed S`, started plainly or through `accelerate launch`, `torchrun` and their
+like. A job writes its own run folder, its output to `log.txt` there, and resumes by itself; so jobs may as well be
+started by hand or by a batch system on other machines.
 """
 
 import contextlib
