@@ -19,6 +19,7 @@ from enigma.figures.style import arm_styles
 from enigma.llm.callbacks import first_batch_warnings
 from enigma.llm.playground import published, side_by_side
 from enigma.profile import load_profile
+from enigma.record.cache import Store
 from enigma.record.cite import cite
 from enigma.record.files import file_hash
 from enigma.record.results import Results
@@ -67,10 +68,14 @@ def test_an_adapter_names_no_path_and_its_card_says_what_it_is(tiny, adapter, mo
         "adapter_model.safetensors",
     ]
     assert not re.search(r'"[^"]*/[^"]*"', (adapter / "adapter_config.json").read_text())
-    # Trained by the commit of the rows, whatever made the tables of them later.
+    # Trained by the commit of its own rows, whatever made other runs' rows or the tables of them later.
     monkeypatch.setattr(tiny.results, "read_record", lambda: {"commit": "a later one"})
+    own = train.piece(tiny.profile, tiny.results.store, "enigma_high", 0)
+    monkeypatch.setattr(
+        Store, "made", lambda self, piece: {"commit": "0f" if piece == own else "a later one"}
+    )
     card = model_card(tiny.profile, tiny.results, "enigma_high", 0)
-    assert "a later one" not in card
+    assert "commit `0f`" in card and "a later one" not in card
     head = yaml.safe_load(card.split("---")[1])
     assert head["library_name"] == "peft" and head["license"] == "apache-2.0"
     assert str(tiny.results.root) not in card and "None" not in card

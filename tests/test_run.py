@@ -249,9 +249,9 @@ def test_figures_are_drawn_again_from_published_tables(tiny, copied, tmp_path):
     assert faults(Results.reference(tiny.profile, tmp_path)) == {}
 
 
-def test_only_a_complete_run_of_one_clean_commit_is_published(tiny, copied, tmp_path, monkeypatch):
+def test_only_a_complete_run_of_clean_commits_is_published(tiny, copied, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "code_commit", lambda: "0" * 40)
-    with pytest.raises(InputError, match="expected rows of one commit"):
+    with pytest.raises(InputError, match="expected tables of the commit that is checked out"):
         publish.publish(tiny.profile, copied, tmp_path / "reference")
     shutil.rmtree(next(copied.pieces.glob("train/grpo-s0/*")))
     with pytest.raises(InputError, match="not complete"):

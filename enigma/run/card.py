@@ -2,7 +2,6 @@
 
 from enigma import __version__
 from enigma.llm.loading import hub_name
-from enigma.record.results import TABLE
 from enigma.run.licences import OURS, licences
 from enigma.stages import select, train
 
@@ -16,7 +15,7 @@ def model_card(profile, results, arm: str, seed: int) -> str:
     principles = "\n".join(f"  - {one.name}: {one.text}" for one in members)
     counts = results.read_table("claims")["verdict"].value_counts()
     verdicts = ", ".join(f"{word} {count}" for word, count in counts.items())
-    made = {one["commit"] for one in results.sidecar(TABLE, "training")["made"]}
+    commit = results.store.made(train.piece(profile, results.store, arm, seed))["commit"]
     return f"""---
 license: apache-2.0
 library_name: peft
@@ -25,7 +24,7 @@ pipeline_tag: text-generation
 ---
 # {arm}, seed {seed}: a LoRA adapter of the ENIGMA companion
 
-Rank {trainer.lora.r} on {", ".join(trainer.lora.target_modules)}, trained for {settings["max_steps"]} steps of {trainer.completions} completions by enigma-companion {__version__}, commit `{", ".join(sorted(made))}`,
+Rank {trainer.lora.r} on {", ".join(trainer.lora.target_modules)}, trained for {settings["max_steps"]} steps of {trainer.completions} completions by enigma-companion {__version__}, commit `{commit}`,
 profile `{profile.name}` ({profile.hash}). A research artefact: it shows what a loss does, and is no assistant.
 
 - **Model:** {terms["model"]}
