@@ -219,7 +219,7 @@ def test_claim_c3b_reads_a_creation_of_this_profile_and_pool_alone(made, tmp_pat
     table = made.results.read_table("creation")
     table.loc[0, ["accepted", "gain", "gain_low", "gain_high"]] = True, 0.2, 0.1, 0.3
     found = said(made.profile, table)
-    assert found.judged() == "supported" and "proposals for 2 of the pool's 2 principles" in found.detail
+    assert found.judged() == "supported" and "proposals for 2 of the pool's 16 principles" in found.detail
     assert "not tested" in said(load_profile("smoke")).detail  # made with another profile of that name
     assert "not tested" in said(made.profile, table.assign(seed_text="Another pool's.")).detail
 
