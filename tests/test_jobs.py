@@ -147,7 +147,7 @@ def test_what_another_process_is_making_is_left_to_it_until_the_rest_is_done(tmp
     other.acquire()
     threading.Timer(1.0, other.release).start()
     monkeypatch.setenv(jobs.PLACE, "0.25")
-    folders = stages.made(store, work, "parts", "part")
+    folders = stages.made(store.get, store, work, "parts", "part")
     assert order == ["p1", "p3", "p0", "p2"]
     assert [(folder / "file").read_text() for folder in folders] == ["p0", "p1", "p2", "p3"]
 

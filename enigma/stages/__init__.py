@@ -12,17 +12,14 @@
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 
 from enigma.record.cache import NotDone, Piece, Store
-from enigma.record.files import atomic_write_json, read_json
 from enigma.record.progress import track
 from enigma.stages import jobs
 
-ROWS = "rows.json"
 ORDER = ("select", "train", "legibility", "benchmark", "geometry", "claims")
 
 
@@ -38,7 +35,7 @@ def run(stage: ModuleType, profile, results) -> dict[str, pd.DataFrame]:
     """
     with results.lock():
         store = results.store
-        with jobs.helpers(profile, results.root, short_name(stage), _open(stage, profile, store)):
+        with jobs.helpers(profile, results.root, short_name(stage), lambda: _open(stage, profile, store)):
             raw = stage.measure(profile, store)
         results.write_raw(short_name(stage), raw)
         made = [store.made(piece) for piece in stage.pieces(profile, store)]
@@ -57,25 +54,18 @@ def _open(stage: ModuleType, profile, store: Store) -> int:
 
 
 def made(
-    store: Store, work: list[tuple[Piece, Callable[[Path], None]]], description: str, unit: str
-) -> list[Path]:
-    """The folders of all pieces of `work` in their order, as `Store.get` gives them.
+    get: Callable, store: Store, work: list[tuple[Piece, Callable]], description: str, unit: str
+) -> list:
+    """What `get`, `store.get` or `store.rows`, gives for each piece of `work` and what makes it, in their order.
 
     Processes side by side share the work: each begins at its own place, and leaves what another is making to that one
     until the rest is done.
     """
-    first = int(jobs.place() * len(work))
-    for piece, make in track(work[first:] + work[:first], description, unit=unit):
-        if not store.taken(piece):
-            store.get(piece, make)
-    return [store.get(*one) for one in work]
-
-
-def rows(store: Store, work: list[tuple[Piece, Callable[[], object]]], description: str, unit: str) -> list:
-    """`made` for pieces that are one JSON value each: the values."""
-    written = lambda make: lambda folder: atomic_write_json(folder / ROWS, make())
-    folders = made(store, [(piece, written(make)) for piece, make in work], description, unit)
-    return [read_json(folder / ROWS) for folder in folders]
+    first, found = int(jobs.place() * len(work)), {}
+    for i in track([*range(first, len(work)), *range(first)], description, unit=unit):
+        if not store.taken(work[i][0]):
+            found[i] = get(*work[i])
+    return [found[i] if i in found else get(*one) for i, one in enumerate(work)]
 
 
 def short_name(stage: ModuleType) -> str:

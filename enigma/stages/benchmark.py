@@ -85,7 +85,7 @@ def measure(profile, store: Store) -> dict:
         for model, mine in by_model.items()
         for task, piece in mine.items()
     ]
-    folders = iter(stages.made(store, work, "benchmarks", "task"))
+    folders = iter(stages.made(store.get, store, work, "benchmarks", "task"))
     found = []
     for (arm, seed), mine in by_model.items():
         names = [piece.ingredients["task"]["task"] for piece in mine.values()]

@@ -141,7 +141,7 @@ def measure(profile, store: Store) -> dict:
         (piece, partial(_run_rows, profile, store, told, *one))
         for piece, one in zip(runs, models, strict=True)
     ]
-    rows = stages.rows(store, work, "geometry", "model")
+    rows = stages.made(store.rows, store, work, "geometry", "model")
     return {
         "runs": [{"arm": arm, "seed": seed, **one} for (arm, seed), one in zip(models, rows, strict=True)]
     }

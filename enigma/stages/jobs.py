@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,13 +162,13 @@ def run(profile, root: Path, logs: dict[tuple[str, int], Path], how: How) -> Non
 
 
 @contextlib.contextmanager
-def helpers(profile, root: Path, stage: str, open_pieces: int) -> Iterator[None]:
+def helpers(profile, root: Path, stage: str, open_pieces: Callable[[], int]) -> Iterator[None]:
     """Inside, so many other processes as `--jobs` says make pieces of a stage too, and each has its share of the cores.
 
     One that fails leaves its pieces to this process, which then meets the same error.
     """
-    count = min(how().jobs, open_pieces) - 1
-    if count < 1 or stage == "train":  # whose runs are jobs themselves
+    asked = 1 if stage == "train" else how().jobs  # its runs are jobs themselves
+    if asked < 2 or (count := min(asked, open_pieces()) - 1) < 1:
         yield
         return
     import torch

@@ -71,7 +71,7 @@ def measure(profile, store: Store) -> dict:
         (piece, partial(_carried, profile, store, piece.ingredients, *one))
         for piece, one in zip(pieces(profile, store), models, strict=True)
     ]
-    rows = stages.rows(store, work, "legibility", "model")
+    rows = stages.made(store.rows, store, work, "legibility", "model")
     found = [{"arm": arm, "seed": seed, **one} for (arm, seed), one in zip(models, rows, strict=True)]
     sets = {name: [p.name for p in members] for name, members in select.chosen_sets(profile, store).items()}
     return {"sets": sets, "models": found}

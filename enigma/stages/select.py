@@ -108,7 +108,8 @@ def measure_pieces(profile, store: Store, todo: list[Piece], load=None) -> list[
         return sample_and_score(*load(), recipe["questions"], recipe["texts"], recipe["prompts"], **options)
 
     work = [(piece, partial(made, piece.ingredients)) for piece in todo]
-    return [row for part in stages.rows(store, work, "sampling and scoring", "part") for row in part]
+    parts = stages.made(store.rows, store, work, "sampling and scoring", "part")
+    return [row for part in parts for row in part]
 
 
 def load_untrained(profile):
