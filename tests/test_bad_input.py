@@ -7,6 +7,7 @@ else a profile, a pool or a file of questions may not say is in the tests of the
 
 import copy
 import gzip
+import importlib
 import json
 import os
 import re
@@ -295,6 +296,13 @@ def files(folder):
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.fixture(scope="module")
+def libraries():
+    """Imported before a case is timed: what it costs must not depend on what ran before it in this process."""
+    importlib.import_module("enigma.llm.rewards")
+
+
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_bad_input(case, place, capsys, monkeypatch):
     _, prepare, *words = case

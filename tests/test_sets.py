@@ -15,6 +15,7 @@ from enigma.method.infonce import mutual_information_bounds
 from enigma.profile import load_profile
 from enigma.stages import prediction
 from enigma.stages.claims import REGISTRY
+from enigma.stages.judging import log_unsteadiness
 
 
 def direct(own, read, members):
@@ -104,3 +105,15 @@ def test_two_arms_on_one_set_are_one_unit():
     [part] = rule.find(SimpleNamespace(profile=profile, get=lambda name: shares)).parts
     assert len(arms) == 9 and part.units == 8
     assert part.effect.value == pytest.approx(0.1) and part.judged() == "supported"
+
+
+def test_a_run_that_did_not_move_has_no_logarithm_of_its_unsteadiness():
+    curves = {"still": [-2.0] * 4, "moved": [-2.0, -1.5, -1.75, -1.0]}
+    columns = {"seed": 0, "reward_graded": 0.5, "grad_norm": 1.0}
+    training = pd.concat(
+        pd.DataFrame({"arm": arm, "probe": curve, **columns}) for arm, curve in curves.items()
+    )
+    with np.errstate(all="raise"):
+        found = log_unsteadiness(training).set_index("arm")["value"]
+    assert np.isnan(found["still"])
+    assert found["moved"] == pytest.approx(np.log(np.mean(np.diff(curves["moved"], n=2) ** 2)))

@@ -42,6 +42,7 @@ from enigma.stages.judging import (
     ablation_table,
     claim,
     end_rewards,
+    log_unsteadiness,
     measured,
     over_questions,
     steadiness_table,
@@ -78,9 +79,8 @@ CAPTIONS = {
 )
 def steadier(tables: Tables) -> Finding:
     def part(name: str) -> Part:
-        table = steadiness_table(tables.get("training"))
-        table = table[table["measure"] == "probe"].assign(log=lambda rows: np.log(rows["value"]))
-        low, high = (tables.by_seed(table, "log", f"enigma_{side}") for side in ("low", "high"))
+        table = log_unsteadiness(tables.get("training"))
+        low, high = (tables.by_seed(table, "value", f"enigma_{side}") for side in ("low", "high"))
         return tables.paired(name, low, high, 0.1)
 
     return Finding([measured("log unsteadiness, enigma_low - enigma_high", part)])

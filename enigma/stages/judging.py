@@ -220,6 +220,12 @@ def steadiness_table(training: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "measure", "value"])
 
 
+def log_unsteadiness(training: pd.DataFrame) -> pd.DataFrame:
+    """arm, seed, value: log of the probe's unsteadiness; NaN for a run that did not move, which has no logarithm."""
+    table = steadiness_table(training).query("measure == 'probe'")
+    return table.assign(value=np.log(table["value"].where(table["value"] > 0)))
+
+
 def ablation_table(read: Tables) -> pd.DataFrame:
     """Every arm against grpo, over paired seeds: arm, measure, value, low, high, seeds."""
     if "grpo" not in read.profile.arms:

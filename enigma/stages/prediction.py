@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from enigma.stages.judging import Missing, steadiness_table
+from enigma.stages.judging import Missing, log_unsteadiness
 
 SETS = 6  # fewer allow no exact p-value below 0.05
 OUTCOMES = ("margin", "untrained_bound", "unsteadiness", "reward_end")
@@ -33,7 +33,7 @@ def alike(profile) -> list[str]:
 def points(profile, read) -> pd.DataFrame:
     """The table `prediction_points` from `enigma.stages.judging.Tables`; a measure that is missing is NaN."""
     sets = read.get("sufficiency").query("level == 'set' and span == 'reasoning'").set_index("name")["si"]
-    steady = steadiness_table(read.get("training")).query("measure == 'probe'")
+    steady = log_unsteadiness(read.get("training"))
     checks, items = read.get("training_checks"), read.get("legibility_items")
     rows = []
     for arm in alike(profile):
@@ -41,7 +41,7 @@ def points(profile, read) -> pd.DataFrame:
         makers = {
             "margin": lambda arm=arm: read.effect(arm, "base").mean(),
             "untrained_bound": lambda arm=arm: read.by_seed(items, "untrained", arm).mean(),
-            "unsteadiness": lambda arm=arm: np.log(read.by_seed(steady, "value", arm)).mean(),
+            "unsteadiness": lambda arm=arm: read.by_seed(steady, "value", arm).mean(),
             "reward_end": lambda arm=arm: read.by_seed(checks, "reward_end", arm).mean(),
         }
         for name, make in makers.items():
